@@ -1,0 +1,57 @@
+# Two commands: `make book` and `make test`. Both make .venv from requirements.lock first.
+#
+#   PYTHON=python3.12   the interpreter that makes .venv (3.10 to 3.13)
+#   PIP_ARGS=…          more options for pip, such as another index for CPU builds of torch
+
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+.PHONY: help book test lab lint twice tidy lock address clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+book: $(STAMP)  ## execute what changed, build the HTML, print its address and the run times
+	$(BIN)/python tools/build_book.py
+
+test: lint  ## ruff, mypy and all tests
+	$(BIN)/python -m pytest -n 2
+
+lint: $(STAMP)  ## ruff and mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+twice: $(STAMP)  ## execute every notebook again; the numbers must be the same
+	$(BIN)/python tools/execute_twice.py
+
+lab: $(STAMP)  ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+tidy: $(STAMP)  ## write notebooks in their committed form: no outputs, canonical first cells
+	$(BIN)/python tools/tidy_notebooks.py
+
+lock: $(STAMP)  ## compute requirements.lock again from pyproject.toml (asks the package index)
+	$(BIN)/python tools/lock.py
+
+address: $(STAMP)  ## set the repository's public address everywhere: make address URL=https://github.com/…
+	$(BIN)/python tools/address.py "$(URL)"
+
+clean:  ## remove what was built and executed; .venv stays
+	rm -rf _build .cache
+
+# The stamp is written last, so that an interrupted installation starts again.
+$(STAMP): requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "missing: $(PYTHON). Install Python 3.10 to 3.13, or name one: make PYTHON=python3.12"; exit 2; }
+	@command -v git >/dev/null || { echo "missing: git"; exit 2; }
+	@$(PYTHON) tools/check_python.py
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q $(PIP_ARGS) -r requirements.lock
+	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	@touch $(STAMP)

@@ -1,0 +1,1 @@
+"""Model compression, derived, run and measured: the code behind the book."""

@@ -1,0 +1,148 @@
+"""Calibration: token batches, and the walk that shows each layer its inputs, block by block.
+
+The walk is truly sequential in one pass. Every batch runs through a block in a greenlet of its
+own and stops in front of each group of layers that share an input. When all batches have
+arrived, the group's statistics are complete: the group is solved, its weights are exchanged, and
+the batches go on. So every layer sees the outputs of the layers already quantised, and every
+block runs once a batch, where re-running it for every group would take five runs.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from greenlet import getcurrent, greenlet
+from torch import Tensor, nn
+
+from reference.models.families import family_of
+
+
+def batches(tokens: Tensor, *, sequences: int, length: int, batch: int = 8, seed: int = 0) -> list[Tensor]:
+    """Draw calibration sequences from a text.
+
+    Args:
+        tokens: int64 ``[count]``.
+        sequences: how many to draw, at starts drawn without replacement.
+        length: tokens each.
+        batch: sequences a batch.
+        seed: of the draw.
+
+    Returns:
+        A list of int64 ``[<= batch, length]``.
+
+    Raises:
+        ValueError: the text is shorter than one sequence, or an argument is below 1.
+
+    Chapter: none (the gptq chapter is to come)
+    """
+    for name, value in (("sequences", sequences), ("length", length), ("batch", batch)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it may be 1 or more")
+    places = len(tokens) - length + 1
+    if places < 1:
+        raise ValueError(f"tokens has {len(tokens)} entries; a sequence of length {length} does not fit")
+    generator = torch.Generator().manual_seed(seed)
+    starts = torch.randperm(places, generator=generator)[:sequences]
+    return list(torch.stack([tokens[start : start + length] for start in starts.tolist()]).split(batch))
+
+
+class _Stop(Exception):
+    """Raised in front of the first block, when its arguments are known."""
+
+
+@torch.no_grad()
+def walk(
+    model: nn.Module,
+    inputs: list[Tensor],
+    *,
+    observe: Callable[[tuple[str, ...], Tensor], None],
+    solve: Callable[[tuple[str, ...]], dict[str, Tensor]],
+    finish: Callable[[str], None] = lambda block: None,
+    progress: Callable[[list], Iterable] = iter,
+) -> None:
+    """Visit every block once; in it, every group of linear layers with its calibration inputs.
+
+    Args:
+        model: an architecture of :mod:`reference.models.families`.
+        inputs: token batches of :func:`batches`.
+        observe: called with the full names of a group's layers and one batch of their shared
+            input, ``[sequences, ..., in_features]``.
+        solve: called once a group when all batches have been observed; returns new weights
+            ``[out, in]`` by full name, which the rest of the walk computes with.
+        finish: called with a block's name when its last group is solved and all batches have
+            passed; here modules may be replaced.
+        progress: wraps the list of blocks, for a progress bar.
+
+    Raises:
+        ValueError: unknown architecture, or ``inputs`` is empty.
+
+    Chapter: none (the gptq chapter is to come)
+    """
+    if not inputs:
+        raise ValueError("inputs is empty; at least one calibration batch is needed")
+    family = family_of(model)
+    blocks = [block for _, block in model.get_submodule(family.blocks).named_children()]
+    calls = _arguments_of_first_block(model, blocks[0], inputs)
+    for index, block in enumerate(progress(blocks)):
+        path = f"{family.blocks}.{index}"
+        groups = {group[0]: tuple(f"{path}.{name}" for name in group) for group in family.sublayers}
+        outputs = _run_block(block, calls, groups, path, observe, solve)
+        calls = [((output, *args[1:]), kwargs) for output, (args, kwargs) in zip(outputs, calls, strict=True)]
+        finish(path)
+
+
+def _arguments_of_first_block(model: nn.Module, block: nn.Module, inputs: list[Tensor]) -> list[tuple[tuple, dict]]:
+    calls = []
+
+    def stop(_: nn.Module, args: tuple, kwargs: dict) -> None:
+        calls.append((args, kwargs) if args else ((kwargs.pop("hidden_states"),), kwargs))
+        raise _Stop
+
+    handle = block.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        for ids in inputs:
+            try:
+                model(input_ids=ids, use_cache=False)
+            except _Stop:
+                continue
+    finally:
+        handle.remove()
+    return calls
+
+
+def _run_block(
+    block: nn.Module,
+    calls: list[tuple[tuple, dict]],
+    groups: dict[str, tuple[str, ...]],
+    path: str,
+    observe: Callable[[tuple[str, ...], Tensor], None],
+    solve: Callable[[tuple[str, ...]], dict[str, Tensor]],
+) -> list[Tensor]:
+    """Outputs of the block for every batch, its weights exchanged group by group on the way."""
+    hub = getcurrent()
+
+    def pause(name: str) -> Callable:
+        def hook(_: nn.Module, args: tuple) -> None:
+            observe(groups[name], args[0])
+            hub.switch(name)
+
+        return hook
+
+    def first_of(result: Any) -> Tensor:
+        return result[0] if isinstance(result, tuple) else result
+
+    handles = [block.get_submodule(name).register_forward_pre_hook(pause(name)) for name in groups]
+    try:
+        runs = [greenlet(lambda args=args, kwargs=kwargs: first_of(block(*args, **kwargs))) for args, kwargs in calls]
+        waiting = [run.switch() for run in runs]
+        while not all(run.dead for run in runs):
+            (name,) = set(waiting)  # all batches stand in front of the same group
+            for layer, weight in solve(groups[name]).items():
+                linear = block.get_submodule(layer.removeprefix(f"{path}."))
+                parameter = linear.get_parameter("weight")
+                parameter.data = weight.to(parameter)
+            waiting = [run.switch() for run in runs]
+        return waiting
+    finally:
+        for handle in handles:
+            handle.remove()

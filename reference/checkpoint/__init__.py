@@ -1,0 +1,177 @@
+"""Write compressed models that other tools load, and read them back strictly."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import torch
+import transformers
+from huggingface_hub import save_torch_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from reference.checkpoint import compressed_tensors
+from reference.files import atomic_directory
+from reference.layers import QuantizedLinear
+from reference.models.families import replace_module
+
+FORMATS = ("compressed-tensors",)
+SHARD_BYTES = 5_000_000_000
+
+
+def save(
+    model: PreTrainedModel,
+    directory: str | os.PathLike,
+    format: str = "compressed-tensors",
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write ``model`` as a folder that transformers and vLLM load.
+
+    Layers that are :class:`~reference.layers.QuantizedLinear` are stored packed, everything else
+    as it is. The folder appears whole or not at all.
+
+    Args:
+        model: a transformers model, some of whose layers may be quantised.
+        directory: folder to create; it may exist if it is empty.
+        format: ``"compressed-tensors"``.
+        tokenizer: saved beside the model, so that the folder is complete.
+        shard_bytes: largest file.
+
+    Raises:
+        ValueError: unknown format, or a layer that the format cannot hold, named.
+        FileExistsError: the folder holds something.
+        OSError: the disk is full or not writable; nothing is left behind.
+
+    Chapter: quantization/post_training
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format is {format!r}; it may be {', '.join(FORMATS)}")
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+    config = model.config.to_dict()
+    for key in ("quantization_config", "_name_or_path"):  # the latter is a path of this machine
+        config.pop(key, None)
+    config.update(architectures=[type(model).__name__], dtype=str(model.dtype).removeprefix("torch."))
+    if layers:
+        floats = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        specs = {name: layer.spec for name, layer in layers.items()}
+        config["quantization_config"] = compressed_tensors.configuration(specs, floats)
+    tensors: dict[str, Tensor] = _float_tensors(model, layers)
+    for name, layer in layers.items():
+        tensors |= {f"{name}.{suffix}": t for suffix, t in compressed_tensors.tensors(layer.tensor, name).items()}
+        if layer.bias is not None:
+            tensors[f"{name}.bias"] = layer.bias
+    with atomic_directory(directory, needs=sum(tensor.nbytes for tensor in tensors.values())) as folder:
+        try:
+            save_torch_state_dict(tensors, folder, max_shard_size=shard_bytes, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk comes as text
+            if "os error 28" in str(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            raise OSError(f"{str(directory)!r} could not be written: {error}") from error
+        if getattr(model, "generation_config", None) is not None:
+            model.generation_config.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _float_tensors(model: PreTrainedModel, layers: dict[str, QuantizedLinear]) -> dict[str, Tensor]:
+    """State of everything but the quantised layers; tied weights once, under the embedding's name."""
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    quantised = tuple(f"{name}." for name in layers)
+    return {
+        name: tensor.contiguous()
+        for name, tensor in model.state_dict().items()
+        if name not in tied and not (quantised and name.startswith(quantised))
+    }
+
+
+def load(directory: str | os.PathLike, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """Read a folder that :func:`save`, or another writer of the format, made.
+
+    Stricter than transformers: a missing, unknown or misshapen tensor is an error, where
+    transformers warns about a missing scale and computes with NaN.
+
+    Args:
+        directory: folder with ``config.json`` and safetensors files.
+        dtype: of the unquantised tensors and the computation; that of the checkpoint if None.
+
+    Returns:
+        The model in evaluation mode, with packed :class:`~reference.layers.QuantizedLinear` layers.
+
+    Raises:
+        ValueError: the folder is no checkpoint, is incomplete or damaged, or has a format not known here.
+
+    Chapter: quantization/post_training
+    """
+    folder = Path(directory)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{str(folder)!r} holds no config.json; it is not a checkpoint")
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except OSError as error:  # what transformers raises where the file is not JSON
+        raise ValueError(f"{str(folder / 'config.json')!r} is damaged: {error}") from error
+    quantization, rules = getattr(config, "quantization_config", None), None
+    if quantization is not None:
+        del config.quantization_config
+        rules = compressed_tensors.Rules(quantization)
+    stored = _read(folder)
+    kind = getattr(transformers, (config.architectures or [""])[0], None)
+    model = (kind._from_config if kind else AutoModelForCausalLM.from_config)(config, dtype=dtype or config.dtype)
+    if rules is not None:
+        for name, module in list(model.named_modules()):
+            spec = rules.spec(name, type(module).__name__) if isinstance(module, nn.Linear) else None
+            if spec is not None:
+                weight = compressed_tensors.take(stored, name, spec)
+                replace_module(model, name, QuantizedLinear.from_linear(module, weight))
+    _fill(model, stored, folder)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model.eval()
+
+
+def _read(folder: Path) -> dict[str, Tensor]:
+    index = folder / "model.safetensors.index.json"
+    names = ["model.safetensors"]
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{str(index)!r} is damaged: {error!r}") from error
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        if not (folder / name).is_file():
+            raise ValueError(f"{str(folder)!r} is incomplete: {name} is missing")
+        try:
+            tensors |= load_file(folder / name)
+        except SafetensorError as error:
+            raise ValueError(f"{str(folder / name)!r} is damaged: {error}") from error
+    return tensors
+
+
+@torch.no_grad()
+def _fill(model: PreTrainedModel, stored: dict[str, Tensor], folder: Path) -> None:
+    """Copy what is left of ``stored`` into the model, and insist that it is exactly what is needed."""
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    packed = {
+        f"{n}.{b}" for n, m in model.named_modules() if isinstance(m, QuantizedLinear) for b, _ in m.named_buffers()
+    }
+    wanted = {
+        name: tensor for name, tensor in model.state_dict().items() if name not in packed or name.endswith(".bias")
+    }
+    missing = sorted(set(wanted) - set(stored) - tied)
+    unknown = sorted(set(stored) - set(wanted))
+    if missing or unknown:
+        raise ValueError(
+            f"{str(folder)!r} does not fit its config.json: missing {missing[:4]}, not expected {unknown[:4]}"
+        )
+    for name, tensor in stored.items():
+        if tensor.shape != wanted[name].shape:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}; config.json asks for {tuple(wanted[name].shape)}"
+            )
+        wanted[name].copy_(tensor)

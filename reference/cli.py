@@ -1,0 +1,359 @@
+"""The command line: ``python -m reference {quantize,evaluate,inspect} MODEL``."""
+
+import json
+import logging
+import math
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from reference.quantization.grid import QuantizationSpec
+
+#: click's error for a wrong command line; typer carries click under changing names.
+UsageError: type[Any] = typer.BadParameter.__mro__[1]
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Make a language model smaller, measure what that cost, and look inside the result. "
+    "MODEL is a folder, a name on the Hugging Face hub, or 'tutorial' for the small model that ships with the package.",
+)
+errors = Console(stderr=True)
+
+Model = Annotated[
+    str, typer.Argument(help="Folder, name on the hub, or 'tutorial'.", show_default=False, metavar="MODEL")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+Texts = Annotated[
+    list[str],
+    typer.Option(
+        "--text",
+        help="Text to measure on, repeatable: code, documentation (shipped), wikitext2, c4 (from the hub), or a file.",
+    ),
+]
+Tokens = Annotated[int, typer.Option(help="Tokens of each text to use, from its start; 0 for all.", min=0)]
+Window = Annotated[int, typer.Option(help="Tokens that the model sees at once.", min=2)]
+Stride = Annotated[
+    int | None,
+    typer.Option(
+        help="Tokens by which the window moves (default: half of the window). Equal to --window: no overlap.", min=1
+    ),
+]
+
+
+@app.command()
+def quantize(
+    model: Model,
+    output: Annotated[Path, typer.Option(help="Folder to create; must be new or empty.", show_default=False)],
+    method: Annotated[str, typer.Option(help="Solver: round_to_nearest or gptq.")] = "round_to_nearest",
+    bits: Annotated[int, typer.Option(help="Bits per weight, 2 to 8.")] = 4,
+    group_size: Annotated[
+        int, typer.Option(help="Weights along the input that share a scale; -1 for a whole row.")
+    ] = 128,
+    symmetric: Annotated[
+        bool,
+        typer.Option("--symmetric/--affine", help="Zero in the middle of the grid, or a zero point per group."),
+    ] = True,
+    clip_search: Annotated[bool, typer.Option("--clip-search", help="Shrink ranges to the least error.")] = False,
+    calibration: Annotated[
+        list[str], typer.Option(help="For gptq: text to calibrate on, repeatable; names and files as for --text.")
+    ] = ["code", "documentation"],  # noqa: B006 (typer copies it)
+    sequences: Annotated[int, typer.Option(help="For gptq: windows of calibration text in all.", min=1)] = 128,
+    damping: Annotated[float, typer.Option(help="For gptq: share of the mean diagonal added to the Hessian.")] = 0.01,
+    act_order: Annotated[bool, typer.Option("--act-order", help="For gptq: columns of large inputs first.")] = False,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate/--no-evaluate", help="Measure perplexity before and after.")
+    ] = True,
+    text: Texts = ["code", "documentation"],  # noqa: B006 (typer copies it)
+    tokens: Tokens = 16384,
+    window: Window = 512,
+    stride: Stride = None,
+    as_json: Json = False,
+) -> None:
+    """Quantise the linear layers of MODEL's blocks and write a checkpoint that other tools load.
+
+    Embedding, output layer and norms stay in 16 bits. The folder loads in transformers
+    (pip install compressed-tensors) and in vLLM.
+
+    Example: python -m reference quantize tutorial --bits 4 --group-size 128 --output small
+
+    Example: python -m reference quantize tutorial --method gptq --bits 3 --act-order --output smaller
+    """
+    from reference import checkpoint, workflow
+    from reference.files import check_target
+    from reference.models import loading
+    from reference.quantization.grid import QuantizationSpec
+
+    _without_progress_bars()
+    size = None if group_size == -1 else group_size
+    spec = QuantizationSpec(bits, symmetric=symmetric, group_size=size, clip_search=clip_search)
+    if method not in workflow.METHODS:
+        raise ValueError(f"--method is {method!r}; it may be {', '.join(workflow.METHODS)}")
+    check_target(output)
+    folder = loading.resolve(model)
+    network, tokenizer = loading.load_float(folder), loading.load_tokenizer(folder)
+    texts = _texts(text, tokenizer, tokens) if evaluate and _predicts(network) else {}
+    drawn = _calibration(calibration, tokenizer, sequences, window) if method == "gptq" else None
+    before = _losses(network, texts, window, stride, "before")
+    with _progress("quantising") as track:
+        workflow.quantize(
+            network, spec, method=method, calibration=drawn, damping=damping, act_order=act_order, progress=track
+        )
+    after = _losses(network, texts, window, stride, "after")
+    checkpoint.save(network, output, tokenizer=tokenizer)
+    report: dict[str, Any] = {
+        "model": model,
+        "output": str(output),
+        "method": method,
+        "spec": {"bits": bits, "group_size": size, "symmetric": symmetric, "clip_search": clip_search},
+        "before": {"quality": before, "bytes": _sizes(folder)},
+        "after": {"quality": after, "bytes": _sizes(output)},
+    }
+    if as_json:
+        print(json.dumps(report, indent=2))
+        return
+    _show_quality({"before": before, "after": after})
+    _show_bytes({"before": report["before"]["bytes"], "after": report["after"]["bytes"]})
+    print(f"Written to {output}")
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    against: Annotated[
+        str | None, typer.Option(help="Original model: also report agreement with its predictions.")
+    ] = None,
+    text: Texts = ["code", "documentation"],  # noqa: B006
+    tokens: Tokens = 16384,
+    window: Window = 512,
+    stride: Stride = None,
+    as_json: Json = False,
+) -> None:
+    """Perplexity and bits per byte of MODEL on held-out text, and its bytes on disk.
+
+    Example: python -m reference evaluate small --against tutorial --json
+    """
+    from reference import evaluation
+    from reference.models import loading
+
+    _without_progress_bars()
+    folder = loading.resolve(model)
+    network, tokenizer = _load_any(folder), loading.load_tokenizer(folder)
+    if not _predicts(network):
+        raise ValueError(f"{model!r} does not predict tokens (an encoder?), so it has no perplexity")
+    texts = _texts(text, tokenizer, tokens)
+    quality = _losses(network, texts, window, stride, "evaluating")
+    report: dict[str, Any] = {"model": model, "quality": quality, "bytes": _sizes(folder)}
+    if against is not None:
+        original = _load_any(loading.resolve(against))
+        report["against"] = against
+        for name, (ids, _) in texts.items():
+            result = evaluation.agreement(network, original, ids, window=min(window, len(ids)))
+            report["quality"][name] |= {"top1_agreement": result.top1, "kl": result.kl}
+    if as_json:
+        print(json.dumps(report, indent=2))
+        return
+    _show_quality({model: report["quality"]})
+    _show_bytes({model: report["bytes"]})
+
+
+@app.command()
+def inspect(model: Model, as_json: Json = False) -> None:
+    """What is inside MODEL: architecture, the grid of each layer, bytes by kind. Loads no weights.
+
+    Example: python -m reference inspect small
+    """
+    from reference.checkpoint import compressed_tensors
+    from reference.evaluation import tensor_bytes
+    from reference.models import loading
+
+    _without_progress_bars()
+    folder = loading.resolve(model)
+    loading.model_class(folder)
+    config = json.loads((folder / "config.json").read_text())
+    quantization = config.get("quantization_config")
+    rules = compressed_tensors.Rules(quantization) if quantization else None
+    layers: dict[str, dict] = {}
+    for tensor, size in tensor_bytes(folder).items():
+        name, _, suffix = tensor.rpartition(".")
+        row = layers.setdefault(name, {"bytes": 0, "grid": None})
+        row["bytes"] += size
+        if suffix == "weight_packed" and rules is not None:
+            spec = rules.spec(name, "Linear")
+            row["grid"] = None if spec is None else _describe(spec)
+    report = {"model": model, "architecture": config["model_type"], "bytes": _sizes(folder), "layers": layers}
+    if as_json:
+        print(json.dumps(report, indent=2))
+        return
+    print(f"{model}: {config['model_type']}, {len(layers)} modules with weights")
+    table = Table("module", "grid", "bytes")
+    for name, row in layers.items():
+        table.add_row(name, row["grid"] or "float", f"{row['bytes']:,}")
+    Console().print(table)
+    _show_bytes({model: report["bytes"]})
+
+
+def _without_progress_bars() -> None:
+    """The error stream is for our one bar and our one line, not for those of transformers."""
+    import transformers
+
+    transformers.logging.disable_progress_bar()
+
+
+def _describe(spec: "QuantizationSpec") -> str:
+    grouping = "per tensor" if spec.per_tensor else f"groups of {spec.group_size}" if spec.group_size else "per channel"
+    return f"{spec.bits} bits, {'symmetric' if spec.symmetric else 'affine'}, {grouping}"
+
+
+def _load_any(folder: Path) -> "PreTrainedModel":
+    from reference import checkpoint
+    from reference.models import loading
+
+    loading.model_class(folder)
+    quantised = "quantization_config" in json.loads((folder / "config.json").read_text())
+    return checkpoint.load(folder) if quantised else loading.load_float(folder)
+
+
+def _predicts(model: "PreTrainedModel") -> bool:
+    from reference.models.families import family_of
+
+    return family_of(model).head is not None
+
+
+def _texts(
+    names: list[str], tokenizer: "PreTrainedTokenizerBase | None", limit: int
+) -> "dict[str, tuple[Tensor, int]]":
+    """Token ids and bytes of each text, cut to ``limit`` tokens."""
+    from reference.data import text
+
+    if tokenizer is None:
+        raise ValueError("the model's folder has no tokenizer, so it cannot be evaluated; add one or use --no-evaluate")
+    result = {}
+    for name in names:
+        ids = text.encode(text.read(name), tokenizer)
+        ids = ids[:limit] if limit else ids
+        size = len(str(tokenizer.decode(ids[1:], clean_up_tokenization_spaces=False)).encode())
+        result[name] = (ids, size)
+    return result
+
+
+def _calibration(names: list[str], tokenizer: Any, sequences: int, length: int) -> list:
+    """Batches for the solver, as many windows from each text as from the others."""
+    from reference.calibration import batches
+    from reference.data import text
+
+    if tokenizer is None:
+        raise ValueError(
+            "the model's folder has no tokenizer, so it cannot be calibrated; use --method round_to_nearest"
+        )
+    share = -(-sequences // len(names))
+    found = []
+    for name in names:
+        ids = text.encode(text.read(name, "calibration"), tokenizer)
+        found += batches(ids, sequences=share, length=min(length, len(ids)))
+    return found
+
+
+def _losses(model: "PreTrainedModel", texts: dict, window: int, stride: int | None, label: str) -> dict:
+    from reference import evaluation
+
+    stride = stride or window // 2
+    rows = {}
+    for name, (ids, size) in texts.items():
+        with _progress(f"{label}: {name}") as track:
+            losses = evaluation.token_losses(model, ids, window=window, stride=stride, progress=track)
+        mean = losses.double().mean().item()
+        rows[name] = {
+            "perplexity": math.exp(mean) if mean < 700 else math.inf,
+            "nats_per_token": mean,
+            "bits_per_byte": evaluation.bits_per_byte(losses, size),
+            "tokens": len(losses),
+            "window": window,
+            "stride": stride,
+        }
+    return rows
+
+
+def _sizes(folder: Path) -> dict:
+    from reference.evaluation import size_on_disk
+
+    return size_on_disk(folder)
+
+
+class _progress:
+    """A progress bar on the terminal's error stream, silent where that is not a terminal."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
+
+    def __enter__(self) -> Callable[[list], Iterable]:
+        self.bar.start()
+        return lambda items: self.bar.track(items, description=self.label)
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+
+def _show_quality(columns: dict) -> None:
+    rows = [(label, name, row) for label, texts in columns.items() for name, row in texts.items()]
+    if not rows:
+        return
+    extra = [key for key in ("top1_agreement", "kl") if any(key in row for *_, row in rows)]
+    names = [Column(heading, overflow="fold") for heading in ("", "text")]
+    numbers = [Column(heading, no_wrap=True, justify="right") for heading in ("perplexity", "bits per byte", *extra)]
+    table = Table(*names, *numbers)
+    for label, name, row in rows:
+        values = (row["perplexity"], row["bits_per_byte"], *(row[key] for key in extra))
+        table.add_row(label, name, *(f"{value:.4g}" for value in values))
+    Console().print(table)
+
+
+def _show_bytes(columns: dict) -> None:
+    table = Table(Column("bytes", no_wrap=True), *(Column(name, justify="right", overflow="fold") for name in columns))
+    for kind in next(iter(columns.values())):
+        table.add_row(kind.replace("_", " "), *(f"{sizes[kind]:,}" for sizes in columns.values()))
+    Console().print(table)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; wrong input ends with one line on the error stream and exit code 2."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = app(arguments or ["--help"], prog_name="python -m reference", standalone_mode=False)
+    except UsageError as error:
+        command = getattr(getattr(error, "ctx", None), "command_path", "python -m reference")
+        _fail(f"{error.format_message().rstrip('.')}; see {command} --help")
+    except (ValueError, TypeError, OSError) as error:
+        _fail(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    if not arguments:
+        sys.exit(2)
+    if code:
+        if code == 130:
+            sys.stderr.write("interrupted; nothing was written\n")
+        sys.exit(code)
+
+
+def _fail(message: str) -> NoReturn:
+    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    sys.exit(2)

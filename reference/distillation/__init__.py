@@ -1,0 +1,1 @@
+"""Distillation: train a small model on what a large one predicts."""

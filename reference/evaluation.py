@@ -1,0 +1,291 @@
+"""What a compressed model costs and keeps: loss, agreement, bytes, time."""
+
+import json
+import math
+import struct
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def windows(count: int, window: int, stride: int) -> list[tuple[int, int, int]]:
+    """Where the windows of an evaluation lie: ``(begin, end, first scored token)``.
+
+    Every token but the first is scored exactly once, by the first window that reaches it, so a
+    token has at least ``window − stride`` tokens before it, once the text is long enough.
+    With ``stride == window`` windows do not overlap and each one's first token, which nothing
+    precedes, is not scored: the protocol of the papers.
+
+    Args:
+        count: tokens of the text, at least 2.
+        window: tokens that the model sees at once, at least 2.
+        stride: tokens by which the window moves, ``1 <= stride <= window``.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Chapter: quantization/post_training
+    """
+    if count < 2:
+        raise ValueError(f"tokens has {count} entries; at least 2 are needed to predict one")
+    if window < 2:
+        raise ValueError(f"window is {window}; it may be 2 or more")
+    if not 1 <= stride <= window:
+        raise ValueError(f"stride is {stride}; it may be 1 to window ({window})")
+    spans, scored = [], 1
+    for begin in range(0, count, stride):
+        end = min(begin + window, count)
+        first = max(scored, begin + 1)
+        if first < end:
+            spans.append((begin, end, first))
+        scored = end
+        if end == count:
+            break
+    return spans
+
+
+@torch.no_grad()
+def token_losses(
+    model: nn.Module,
+    tokens: Tensor,
+    *,
+    window: int,
+    stride: int,
+    batch: int = 8,
+    progress: Callable[[list], Iterable] = iter,
+) -> Tensor:
+    """Negative log-likelihood of each scored token, in nats.
+
+    Args:
+        model: maps ``[batch, length]`` token ids to an output with ``logits``.
+        tokens: int64 ``[count]``.
+        window, stride: see :func:`windows`.
+        batch: windows a forward pass; it changes the time, not the result.
+        progress: wraps the list of batches, for a progress bar.
+
+    Returns:
+        float32 ``[scored]`` in the order of the text.
+
+    Raises:
+        ValueError: as :func:`windows`, or ``tokens`` is not one row, or holds an id outside the
+            model's vocabulary.
+
+    Chapter: quantization/post_training
+    """
+    if tokens.ndim != 1:
+        raise ValueError(f"tokens has shape {tuple(tokens.shape)}; it must be one row of ids, [count]")
+    spans = windows(len(tokens), window, stride)
+    vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
+    if vocabulary is not None and int(tokens.max()) >= vocabulary:
+        raise ValueError(
+            f"tokens holds id {int(tokens.max())}; the model knows {vocabulary}: another tokenizer's text?"
+        )
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    batches: list[list[tuple[int, int, int]]] = []
+    for span in spans:  # only windows of equal length share a batch
+        same = batches and len(batches[-1]) < batch and _length(batches[-1][0]) == _length(span)
+        batches[-1].append(span) if same else batches.append([span])
+    losses: list[Tensor] = []
+    for group in progress(batches):
+        ids = torch.stack([tokens[begin:end] for begin, end, _ in group]).to(device)
+        logits = model(input_ids=ids).logits[:, :-1]
+        nats = functional.cross_entropy(logits.float().transpose(1, 2), ids[:, 1:], reduction="none")
+        losses.extend(row[first - begin - 1 :].cpu() for row, (begin, _, first) in zip(nats, group, strict=True))
+    return torch.cat(losses)
+
+
+def _length(span: tuple[int, int, int]) -> int:
+    return span[1] - span[0]
+
+
+def perplexity(
+    model: nn.Module,
+    tokens: Tensor,
+    *,
+    window: int,
+    stride: int,
+    batch: int = 8,
+    progress: Callable[[list], Iterable] = iter,
+) -> float:
+    """``exp`` of the mean negative log-likelihood over the scored tokens.
+
+    Args:
+        model, tokens, window, stride, batch, progress: as :func:`token_losses`.
+
+    Chapter: quantization/post_training
+    """
+    losses = token_losses(model, tokens, window=window, stride=stride, batch=batch, progress=progress)
+    return losses.double().mean().exp().item()
+
+
+def bits_per_byte(losses: Tensor, text_bytes: int) -> float:
+    """Bits that an ideal coder driven by the model would spend per byte of text.
+
+    Unlike perplexity it does not depend on the tokenizer, so it compares with ``xz``.
+
+    Args:
+        losses: nats ``[scored]`` of :func:`token_losses`, with ``stride < window`` so that only
+            the first token is missing.
+        text_bytes: bytes of the text in UTF-8.
+
+    Raises:
+        ValueError: ``text_bytes`` is not positive.
+
+    Chapter: quantization/post_training
+    """
+    if text_bytes <= 0:
+        raise ValueError(f"text_bytes is {text_bytes}; it must be positive")
+    return losses.double().sum().item() / (math.log(2) * text_bytes)
+
+
+class Agreement(NamedTuple):
+    """How far a model is from another one, averaged over predictions.
+
+    ``top1``: fraction with the same most likely token. ``kl``: Kullback–Leibler divergence of the
+    compressed from the original distribution, nats.
+
+    Chapter: overview
+    """
+
+    top1: float
+    kl: float
+
+
+@torch.no_grad()
+def agreement(model: nn.Module, original: nn.Module, tokens: Tensor, *, window: int, batch: int = 8) -> Agreement:
+    """Compare the predictions of ``model`` with those of ``original`` on the same text.
+
+    Args:
+        model, original: as in :func:`token_losses`, on one device.
+        tokens: int64 ``[count]``; a tail shorter than ``window`` is left out.
+        window: tokens a forward pass.
+
+    Raises:
+        ValueError: the text is shorter than one window.
+
+    Chapter: overview
+    """
+    count = len(tokens) // window
+    if count == 0:
+        raise ValueError(f"tokens has {len(tokens)} entries; window {window} needs at least as many")
+    same, divergence = 0.0, 0.0
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    for ids in tokens[: count * window].to(device).view(count, window).split(batch):
+        ours = model(input_ids=ids).logits.float().log_softmax(-1)
+        theirs = original(input_ids=ids).logits.float().log_softmax(-1)
+        same += (ours.argmax(-1) == theirs.argmax(-1)).double().sum().item()
+        divergence += (theirs.exp() * (theirs - ours)).sum(-1).double().sum().item()
+    return Agreement(same / (count * window), divergence / (count * window))
+
+
+def size_on_disk(directory: str | Path) -> dict[str, int]:
+    """Bytes of the tensors in a checkpoint folder by kind, read from the files' headers.
+
+    Args:
+        directory: a folder of safetensors files.
+
+    Returns:
+        Bytes of ``weights`` (linear layers, packed or not), ``scales``, ``zero_points``,
+        ``embeddings`` (input and output), ``other``, and ``total``, the size of the files themselves.
+
+    Raises:
+        ValueError: no safetensors file is there, or one is damaged.
+
+    Chapter: quantization/post_training
+    """
+    sizes = dict.fromkeys(("weights", "scales", "zero_points", "embeddings", "other"), 0)
+    for name, size in tensor_bytes(directory).items():
+        sizes[_kind(name)] += size
+    sizes["total"] = sum(file.stat().st_size for file in Path(directory).glob("*.safetensors"))
+    return sizes
+
+
+def tensor_bytes(directory: str | Path) -> dict[str, int]:
+    """Bytes of each tensor of a checkpoint folder, by name, from the files' headers alone.
+
+    Raises:
+        ValueError: as :func:`size_on_disk`.
+
+    Chapter: none (reads headers)
+    """
+    files = sorted(Path(directory).glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{str(directory)!r} holds no .safetensors file")
+    sizes = {}
+    for file in files:
+        for name, entry in _header(file).items():
+            if name != "__metadata__":
+                begin, end = entry["data_offsets"]
+                sizes[name] = end - begin
+    return sizes
+
+
+def _header(file: Path) -> dict:
+    with file.open("rb") as stream:
+        try:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > file.stat().st_size:
+                raise ValueError("header longer than the file")
+            header = json.loads(stream.read(length))
+            if not isinstance(header, dict):
+                raise ValueError("header is no JSON object")
+            return header
+        except (struct.error, ValueError) as error:
+            raise ValueError(f"{str(file)!r} is not a safetensors file: {error}") from error
+
+
+def _kind(name: str) -> str:
+    if name.endswith(("weight_scale", ".scales")):
+        return "scales"
+    if name.endswith(("weight_zero_point", ".qzeros")):
+        return "zero_points"
+    if "embed" in name or name.startswith("lm_head"):
+        return "embeddings"
+    if name.endswith((".weight", ".weight_packed", ".qweight")) and "norm" not in name.lower():
+        return "weights"
+    return "other"
+
+
+class Latency(NamedTuple):
+    """Seconds of one call: the best, the median, and the middle half of the repeats.
+
+    Chapter: quantization/post_training
+    """
+
+    best: float
+    median: float
+    low: float
+    high: float
+
+
+def latency(function: Callable[[], object], *, repeats: int = 20, warmup: int = 3) -> Latency:
+    """Time a call, with its spread.
+
+    Compare two latencies only as a ratio from one run on one machine.
+
+    Args:
+        function: called ``warmup + repeats`` times.
+        repeats: timed calls, at least 4.
+        warmup: untimed calls before.
+
+    Raises:
+        ValueError: ``repeats`` is below 4.
+
+    Chapter: quantization/post_training
+    """
+    if repeats < 4:
+        raise ValueError(f"repeats is {repeats}; a spread needs at least 4")
+    for _ in range(warmup):
+        function()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - start)
+    seconds.sort()
+    return Latency(seconds[0], seconds[repeats // 2], seconds[repeats // 4], seconds[3 * repeats // 4])

@@ -1,0 +1,120 @@
+"""Files and folders that appear whole or not at all."""
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_directory(target: str | os.PathLike, *, replace: bool = False, needs: int = 0) -> Iterator[Path]:
+    """Yield a temporary folder beside ``target`` that takes its name when the block ends well.
+
+    On an error the temporary folder, and the parents made for it, are removed and ``target`` is
+    as it was. Files get the permissions that the umask asks for, whatever their writer gave them
+    (safetensors gives 0600).
+
+    Args:
+        target: folder to create. It may exist if it is empty, or if ``replace`` is set.
+        replace: exchange an existing folder for the new one.
+        needs: bytes about to be written; refused at once where the disk has no room for them.
+
+    Raises:
+        FileExistsError: ``target`` is a file, or holds something and ``replace`` is not set.
+        OSError: the disk is full, or not writable.
+
+    Chapter: none (plumbing: writes folders)
+    """
+    check_target(target, replace=replace)
+    name, target = str(target), Path(target).resolve()
+    parents = [parent for parent in target.parents if not parent.exists()]
+    temporary = target.parent / f"{target.name}.tmp-{os.getpid()}"
+    old = target.parent / f"{target.name}.old-{os.getpid()}"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(target.parent).free
+        if needs > free:
+            raise OSError(f"disk full: {name!r} needs {needs:,} bytes, and {free:,} are free")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        yield temporary
+        _settle(temporary)
+        if target.is_dir():
+            target.rename(old) if replace else target.rmdir()
+        temporary.rename(target)
+        _sync(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not target.exists():
+            old.rename(target)
+        for parent in parents:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(f"disk full while writing {name!r} ({error.strerror}); nothing is left of it") from error
+        raise
+
+
+def check_target(target: str | os.PathLike, *, replace: bool = False) -> None:
+    """Refuse a folder that :func:`atomic_directory` could not create, before any work is done for it.
+
+    Raises:
+        FileExistsError: ``target`` is a file, lies below one, or holds something and ``replace``
+            is not set.
+
+    Chapter: none (files)
+    """
+    path = Path(target).resolve()
+    if path.is_dir():
+        if any(path.iterdir()) and not replace:
+            raise FileExistsError(f"output folder {str(target)!r} is not empty; name a new one or empty it first")
+        return
+    nearest = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not nearest.is_dir():
+        where = "is a file" if nearest == path else f"lies below {nearest.name!r}, which is a file"
+        raise FileExistsError(f"output {str(target)!r} {where}; name a folder")
+
+
+def atomic_write(target: str | os.PathLike, data: bytes) -> None:
+    """Write ``data`` to ``target`` so that a reader sees the old file or the new one, never a part.
+
+    Chapter: none (plumbing: writes files)
+    """
+    target = Path(target)
+    temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _settle(folder: Path) -> None:
+    """Give every file the usual permissions and flush it to the disk, before the rename makes it visible."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in (folder, *folder.rglob("*")):
+        if path.is_file():
+            path.chmod(stat.S_IMODE(path.stat().st_mode) | (0o666 & ~mask))
+        if path.is_file() or path.is_dir():
+            _sync(path)
+
+
+def _sync(path: Path) -> None:
+    """Flush a file, or the list of a folder's entries, to the disk."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

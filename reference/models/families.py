@@ -1,0 +1,164 @@
+"""Where blocks, linear layers and norms are, one row of a table per architecture."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Family:
+    """Names of the parts of one architecture, relative to the model or to a block.
+
+    Attributes:
+        blocks: path of the list of transformer blocks.
+        embedding: path of the token embedding.
+        head: path of the output layer; None for an encoder.
+        sublayers: linear layers of a block in the order of the forward pass, grouped by
+            shared input: all names of a group see the same activations.
+        norms: for each norm of a block whose output only linear layers read, those layers. So a
+            channel may be scaled up in the norm and down in the layers' columns.
+
+    Chapter: none (a data table; the walk of the calibration chapters reads it)
+    """
+
+    blocks: str
+    embedding: str
+    head: str | None
+    sublayers: tuple[tuple[str, ...], ...]
+    norms: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
+_LLAMA = Family(
+    blocks="model.layers",
+    embedding="model.embed_tokens",
+    head="lm_head",
+    sublayers=(_QKV, ("self_attn.o_proj",), _GATE_UP, ("mlp.down_proj",)),
+    norms=(("input_layernorm", _QKV), ("post_attention_layernorm", _GATE_UP)),
+)
+_GEMMA2 = Family(
+    blocks="model.layers",
+    embedding="model.embed_tokens",
+    head="lm_head",
+    sublayers=_LLAMA.sublayers,
+    norms=(("input_layernorm", _QKV), ("pre_feedforward_layernorm", _GATE_UP)),
+)
+_PHI3 = Family(
+    blocks="model.layers",
+    embedding="model.embed_tokens",
+    head="lm_head",
+    sublayers=(("self_attn.qkv_proj",), ("self_attn.o_proj",), ("mlp.gate_up_proj",), ("mlp.down_proj",)),
+    norms=(
+        ("input_layernorm", ("self_attn.qkv_proj",)),
+        ("post_attention_layernorm", ("mlp.gate_up_proj",)),
+    ),
+)
+_OPT = Family(
+    blocks="model.decoder.layers",
+    embedding="model.decoder.embed_tokens",
+    head="lm_head",
+    sublayers=(_QKV, ("self_attn.out_proj",), ("fc1",), ("fc2",)),
+    norms=(("self_attn_layer_norm", _QKV), ("final_layer_norm", ("fc1",))),
+)
+_GPT_NEOX = Family(
+    blocks="gpt_neox.layers",
+    embedding="gpt_neox.embed_in",
+    head="lm_head",
+    sublayers=(
+        ("attention.query_key_value",), ("attention.dense",), ("mlp.dense_h_to_4h",), ("mlp.dense_4h_to_h",),
+    ),
+    norms=(
+        ("input_layernorm", ("attention.query_key_value",)),
+        ("post_attention_layernorm", ("mlp.dense_h_to_4h",)),
+    ),
+)  # fmt: skip
+_BERT_QKV = ("attention.self.query", "attention.self.key", "attention.self.value")
+_BERT = Family(
+    blocks="encoder.layer",
+    embedding="embeddings.word_embeddings",
+    head=None,
+    sublayers=(_BERT_QKV, ("attention.output.dense",), ("intermediate.dense",), ("output.dense",)),
+    norms=(),  # the residual reads every norm's output too, so nothing can be moved through it
+)
+
+FAMILIES: dict[str, Family] = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "gemma": _LLAMA,
+    "gemma2": _GEMMA2,
+    "phi3": _PHI3,
+    "opt": _OPT,
+    "gpt_neox": _GPT_NEOX,
+    "bert": _BERT,
+}
+
+
+def family_of(model: nn.Module) -> Family:
+    """The table row of ``model``, by its ``config.model_type``.
+
+    Raises:
+        ValueError: the architecture is not in the table; the message names those that are.
+
+    Chapter: none (look-up)
+    """
+    family = family_of_type(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
+    if family is _BERT and hasattr(model, "bert"):  # an encoder below a task's head
+        return replace(family, blocks=f"bert.{family.blocks}", embedding=f"bert.{family.embedding}")
+    return family
+
+
+def family_of_type(model_type: str) -> Family:
+    """The table row of a ``model_type``; see :func:`family_of`.
+
+    Chapter: none (look-up)
+    """
+    if model_type not in FAMILIES:
+        known = ", ".join(sorted(FAMILIES))
+        raise ValueError(f"architecture {model_type!r} is not known here; supported are {known}")
+    return FAMILIES[model_type]
+
+
+def blocks(model: nn.Module) -> nn.ModuleList:
+    """The transformer blocks of ``model``.
+
+    Raises:
+        ValueError: unknown architecture, or a model class without the usual parts.
+
+    Chapter: none (look-up)
+    """
+    path = family_of(model).blocks
+    try:
+        found = model.get_submodule(path)
+    except AttributeError:
+        found = None
+    if not isinstance(found, nn.ModuleList):
+        raise ValueError(f"{type(model).__name__} has no blocks at {path!r}; load it as the causal language model")
+    return found
+
+
+def block_linears(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Full name and module of every linear layer inside the blocks, in forward order.
+
+    Embedding and head are not among them: like every production tool, the book leaves them in
+    16 bits.
+
+    Chapter: quantization/post_training
+    """
+    family = family_of(model)
+    for index, block in enumerate(blocks(model)):
+        for group in family.sublayers:
+            for name in group:
+                yield f"{family.blocks}.{index}.{name}", block.get_submodule(name)
+
+
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put ``module`` where ``name`` is in ``model``, in place.
+
+    Chapter: none (plumbing)
+    """
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

@@ -1,0 +1,113 @@
+"""Find a model by name and load it, or say in one line why not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from reference.models import tutorial
+from reference.models.families import blocks, family_of_type
+
+PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+
+
+def resolve(name: str) -> Path:
+    """Folder of the model called ``name``.
+
+    Args:
+        name: ``"tutorial"`` for the shipped model, a folder, or a name on the hub, which is
+            downloaded into the usual cache (safetensors only).
+
+    Raises:
+        ValueError: there is no such folder, and the hub has no such model or cannot be reached.
+
+    Chapter: none (loading)
+    """
+    if name == "tutorial":
+        return tutorial.PATH
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"model folder {name!r} holds no config.json")
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=PATTERNS))
+    except HFValidationError as error:
+        raise ValueError(f"no such model: {name!r} is neither a folder nor a name on the hub") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(
+            f"no such model: there is no folder {name!r}, and the hub has no model of that name or cannot be "
+            "reached; give a local folder, or 'tutorial' for the shipped model"
+        ) from error
+
+
+def model_class(folder: Path) -> Any:
+    """The transformers class that the folder's config.json names, or AutoModelForCausalLM.
+
+    Raises:
+        ValueError: config.json is damaged, or the architecture is not one of
+            :data:`reference.models.families.FAMILIES`.
+
+    Chapter: none (loading)
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        raise ValueError(f"{str(folder / 'config.json')!r} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{str(folder / 'config.json')!r} is no JSON object")
+    family_of_type(config.get("model_type", "unknown"))
+    names = config.get("architectures") or []
+    found = getattr(transformers, names[0], None) if names else None
+    return found or transformers.AutoModelForCausalLM
+
+
+def load_float(folder: Path) -> PreTrainedModel:
+    """Load an unquantised model in the type that it is stored in.
+
+    Raises:
+        ValueError: no weights, damaged files, unknown architecture or class, or already quantised.
+
+    Chapter: none (loading)
+    """
+    kind = model_class(folder)
+    try:
+        quantised = getattr(AutoConfig.from_pretrained(folder), "quantization_config", None) is not None
+    except Exception as error:  # a wrong field: the types of error are the config class's own
+        raise ValueError(f"{str(folder / 'config.json')!r} is damaged: {_first_line(error)}") from error
+    if quantised:
+        raise ValueError(f"{str(folder)!r} is quantised already; start from the float model")
+    try:
+        model, report = kind.from_pretrained(folder, dtype="auto", output_loading_info=True)
+    except Exception as error:  # transformers raises OSError, RuntimeError, SafetensorError, KeyError …
+        raise ValueError(f"{str(folder)!r} could not be loaded: {_first_line(error)}") from error
+    absent = sorted(report["missing_keys"])
+    if absent:  # transformers makes up random ones
+        raise ValueError(f"{str(folder)!r} is incomplete: {len(absent)} tensors are missing, the first {absent[0]}")
+    blocks(model)
+    return model.eval()
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    """The folder's tokenizer, or None if it has none.
+
+    Raises:
+        ValueError: its files are damaged.
+
+    Chapter: none (loading)
+    """
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # tokenizers raises a bare Exception for a damaged file
+        raise ValueError(f"the tokenizer in {str(folder)!r} could not be loaded: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

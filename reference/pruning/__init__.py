@@ -1,0 +1,1 @@
+"""Pruning: which weights to remove, and masks that keep them removed."""

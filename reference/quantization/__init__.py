@@ -1,0 +1,1 @@
+"""Quantisation: grids, round to nearest, and the solvers built on them."""

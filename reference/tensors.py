@@ -1,0 +1,191 @@
+"""Compressed tensors: codes, scales and zero points as they lie on the disk.
+
+Packing is one dense little-endian bit stream a row: value ``k`` of a row occupies bits
+``[k·b, (k+1)·b)``, bit 0 is the lowest bit of word 0, words are int32, and values straddle
+words where ``b`` does not divide 32. So 32 values of 3 bits take 3 words, 12 bytes. It is the
+layout of compressed-tensors' ``pack-quantized`` (any width) and of GPTQ's ``qweight`` transposed.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from reference.quantization import grid
+from reference.quantization.grid import QuantizationSpec
+
+
+def pack(values: Tensor, bits: int) -> Tensor:
+    """Pack the rows of ``values`` into dense bit streams.
+
+    Args:
+        values: ``[rows, n]`` integers, each in ``[0, 2^bits − 1]``.
+        bits: 1 to 8.
+
+    Returns:
+        int32 ``[rows, ceil(n·bits / 32)]``; unused bits of the last word are zero.
+
+    Raises:
+        ValueError: ``bits`` is out of range, a value does not fit into it, or ``values`` is not
+            an integer matrix.
+
+    Chapter: quantization/post_training
+    """
+    if not 1 <= bits <= 8:
+        raise ValueError(f"bits is {bits}; it may be 1 to 8")
+    if values.ndim != 2 or values.is_floating_point():
+        raise ValueError(f"values must be an integer matrix, got {values.dtype} of shape {tuple(values.shape)}")
+    if values.numel() and (int(values.min()) < 0 or int(values.max()) >= 2**bits):
+        raise ValueError(
+            f"values run from {int(values.min())} to {int(values.max())}; {bits} bits hold 0 to {2**bits - 1}"
+        )
+    rows, n = values.shape
+    # 32 values of b bits fill exactly b words, whatever b is: work on such blocks.
+    blocks = -(-n // 32)
+    padded = torch.zeros(rows, blocks * 32, dtype=torch.int64, device=values.device)
+    padded[:, :n] = values
+    padded = padded.view(rows, blocks, 32)
+    words = torch.zeros(rows, blocks, bits + 1, dtype=torch.int64, device=values.device)
+    for k in range(32):
+        word, shift = divmod(k * bits, 32)
+        shifted = padded[..., k] << shift
+        words[..., word] |= shifted & 0xFFFFFFFF
+        words[..., word + 1] |= shifted >> 32
+    stream = words[..., :bits].reshape(rows, blocks * bits)[:, : -(-n * bits // 32)]
+    return _to_int32(stream)
+
+
+def unpack(packed: Tensor, bits: int, n: int) -> Tensor:
+    """Undo :func:`pack`.
+
+    Args:
+        packed: int32 ``[rows, ceil(n·bits / 32)]``.
+        bits: as packed.
+        n: values a row.
+
+    Returns:
+        uint8 ``[rows, n]``.
+
+    Raises:
+        ValueError: ``bits`` is out of range, or the number of words does not fit ``n`` and ``bits``.
+
+    Chapter: quantization/post_training
+    """
+    if not 1 <= bits <= 8:
+        raise ValueError(f"bits is {bits}; it may be 1 to 8")
+    rows, count = packed.shape
+    if count != -(-n * bits // 32):
+        raise ValueError(f"packed has {count} words a row; {n} values of {bits} bits need {-(-n * bits // 32)}")
+    if 32 % bits == 0:
+        shifts = torch.arange(0, 32, bits, dtype=torch.int32, device=packed.device)
+        values = (packed.unsqueeze(-1) >> shifts) & (2**bits - 1)
+    else:
+        # 8 values of b bits fill exactly b bytes, at most 8: one 64-bit number a run of 8 values.
+        runs = -(-n // 8)
+        stream = packed.contiguous().view(torch.uint8)[:, : runs * bits]
+        stream = functional.pad(stream, (0, runs * bits - stream.shape[1])).view(rows, runs, bits).to(torch.int64)
+        joined = (stream << torch.arange(0, 8 * bits, 8, device=packed.device)).sum(-1)
+        values = (joined.unsqueeze(-1) >> torch.arange(0, 8 * bits, bits, device=packed.device)) & (2**bits - 1)
+    return values.to(torch.uint8).reshape(rows, -1)[:, :n].contiguous()
+
+
+def _to_int32(words: Tensor) -> Tensor:
+    """Reinterpret unsigned 32-bit numbers held in int64 as int32."""
+    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
+
+
+def storage_dtype(weight: Tensor) -> torch.dtype:
+    """16-bit type for the scales of ``weight``: its own if it has 16 bits, else float16.
+
+    A float32 weight whose grid would leave float16's normal range gets bfloat16.
+
+    Chapter: quantization/post_training
+    """
+    if weight.dtype in (torch.float16, torch.bfloat16):
+        return weight.dtype
+    limits = torch.finfo(torch.float16)
+    largest = weight.abs().amax(1)
+    smallest = largest[largest > 0].amin() if (largest > 0).any() else largest.new_tensor(1.0)
+    # A step is absmax/255 or more (8 bits), and a grid ends at 4/3·absmax or before (2 bits).
+    fits = smallest / 255 >= limits.tiny and largest.amax() <= limits.max * 3 / 4
+    return torch.float16 if fits else torch.bfloat16
+
+
+@dataclass(frozen=True, eq=False)  # comparing tensors field by field has no truth value
+class QuantizedTensor:
+    """A weight as packed codes, 16-bit scales and packed zero points.
+
+    Attributes:
+        packed: int32 ``[out, ceil(in·bits / 32)]``, :func:`pack` of the codes along the input.
+        scale: float16 or bfloat16 ``[out, groups]``; ``[1, 1]`` per tensor.
+        packed_zero_point: int32 ``[ceil(out·bits / 32), groups]``, packed along the *output*;
+            None for a symmetric grid, whose zero point is ``2^(bits−1)``.
+        shape: ``(out_features, in_features)``.
+        spec: the grid.
+        group_index: int32 ``[in]``, the group of each column where groups are not consecutive
+            (act-order), else None.
+
+    Chapter: quantization/post_training
+    """
+
+    packed: Tensor
+    scale: Tensor
+    packed_zero_point: Tensor | None
+    shape: tuple[int, int]
+    spec: QuantizationSpec
+    group_index: Tensor | None = None
+
+    @classmethod
+    def from_codes(
+        cls, codes: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantizationSpec, group_index: Tensor | None = None
+    ) -> "QuantizedTensor":
+        """Pack codes ``[out, in]`` and zero points ``[out, groups]``; scales are stored as given.
+
+        Raises:
+            ValueError: shapes of scale or zero point do not fit the codes and the spec, or a
+                symmetric spec comes with another zero point than its middle code.
+        """
+        groups, rest = (1, 0) if spec.per_tensor else divmod(codes.shape[1], spec.group_size or codes.shape[1])
+        if rest:
+            raise ValueError(f"group_size {spec.group_size} does not divide the {codes.shape[1]} columns of codes")
+        expected = (1 if spec.per_tensor else codes.shape[0], groups)
+        for name, tensor in (("scale", scale), ("zero_point", zero_point)):
+            if tuple(tensor.shape) != expected:
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}; codes and spec need {expected}")
+        if spec.symmetric and bool((zero_point != spec.middle).any()):
+            raise ValueError(f"zero_point of a symmetric grid of {spec.bits} bits is {spec.middle} everywhere")
+        packed_zero_point = None if spec.symmetric else pack(zero_point.T.contiguous(), spec.bits).T.contiguous()
+        shape = (codes.shape[0], codes.shape[1])
+        return cls(pack(codes, spec.bits), scale.contiguous(), packed_zero_point, shape, spec, group_index)
+
+    @property
+    def codes(self) -> Tensor:
+        """uint8 ``[out, in]``, columns in their original order."""
+        return unpack(self.packed, self.spec.bits, self.shape[1])
+
+    @property
+    def zero_point(self) -> Tensor:
+        """int32 of the shape of ``scale``."""
+        if self.packed_zero_point is None:
+            return torch.full_like(self.scale, self.spec.middle, dtype=torch.int32)
+        rows = self.scale.shape[0]
+        return unpack(self.packed_zero_point.T.contiguous(), self.spec.bits, rows).T.to(torch.int32).contiguous()
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """``scale · (code − zero_point)``, ``[out, in]``.
+
+        Args:
+            dtype: type of the product and of the result; the scale's if None.
+        """
+        scale = self.scale if dtype is None else self.scale.to(dtype)
+        if self.group_index is None:
+            return grid.dequantize(self.codes, scale, self.zero_point, self.spec)
+        columns = self.group_index.long()
+        return (self.codes.to(torch.int16) - self.zero_point[:, columns]).to(scale.dtype) * scale[:, columns]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes, scales, zero points and group index, as stored."""
+        stored = (self.packed, self.scale, self.packed_zero_point, self.group_index)
+        return sum(tensor.nbytes for tensor in stored if tensor is not None)

@@ -1,0 +1,143 @@
+"""Train or continue a language model, resumably: the one training loop of the book."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from reference.files import atomic_directory
+
+
+def trapezoid(step: int, total: int, *, warmup: int, decay: float) -> float:
+    """Learning-rate factor that rises, stays and falls: linear warm-up, constant, linear to zero.
+
+    Args:
+        step: step about to be taken, from 0.
+        total: number of steps of the whole run.
+        warmup: steps of the rise.
+        decay: fraction of ``total`` spent on the fall, ``0 <= decay <= 1``.
+
+    Returns:
+        A factor in [0, 1]. ``total`` may still change while the factor is constant, which is
+        what makes a long run extendable.
+
+    Source: Hägele et al. 2024, "Scaling laws and compute-optimal training beyond fixed
+    training durations", section 3.
+
+    Chapter: none (training plumbing)
+    """
+    rise = min(1.0, (step + 1) / max(1, warmup))
+    fall = (total - step) / (decay * total) if decay > 0 else 1.0
+    return min(rise, 1.0, max(0.0, fall))
+
+
+def random_windows(
+    tokens: list[np.ndarray], share: list[float], *, batch: int, length: int, seed: int, step: int
+) -> Tensor:
+    """Draw the windows of one training step; the same ``seed`` and ``step`` give the same windows.
+
+    Args:
+        tokens: one array of token ids a domain.
+        share: probability of each domain, summing to 1.
+        batch: windows to draw.
+        length: tokens a window.
+        seed: of the run.
+        step: of the run, so that a resumed run sees what an unbroken one would have seen.
+
+    Returns:
+        int64 ``[batch, length]``.
+
+    Chapter: none (training plumbing)
+    """
+    generator = np.random.default_rng([seed, step])
+    rows = []
+    for domain in generator.choice(len(tokens), size=batch, p=share):
+        start = generator.integers(0, len(tokens[domain]) - length + 1)
+        rows.append(tokens[domain][start : start + length].astype(np.int64))
+    return torch.from_numpy(np.stack(rows))
+
+
+def train(
+    model: nn.Module,
+    loss_of_step: Callable[[int], Tensor],
+    optimizers: list[torch.optim.Optimizer],
+    *,
+    steps: int,
+    warmup: int = 0,
+    decay: float = 0.0,
+    clip: float = 1.0,
+    checkpoint: Path | None = None,
+    every: int = 500,
+) -> Iterator[dict]:
+    """Take the remaining steps of a run, yielding ``{"step", "loss", "rate"}`` after each.
+
+    A generator, so that the caller decides what to show, when to evaluate and when to stop.
+
+    Args:
+        model: trained in place.
+        loss_of_step: maps a step number to the scalar loss of that step's batch.
+        optimizers: their current rates are the peak rates.
+        steps: total of the run, steps of an earlier part included.
+        warmup, decay: see :func:`trapezoid`.
+        clip: largest norm of the gradient.
+        checkpoint: folder to resume from and to save to; None keeps everything in memory.
+        every: steps between two saved states.
+
+    Chapter: none (training plumbing; the overview runs it)
+    """
+    peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    first = load_state(checkpoint, model, optimizers) if checkpoint and checkpoint.exists() else 0
+    for step in range(first, steps):
+        factor = trapezoid(step, steps, warmup=warmup, decay=decay)
+        for optimizer, rates in zip(optimizers, peaks, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+        model.train()
+        loss = loss_of_step(step)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), clip)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if checkpoint and ((step + 1) % every == 0 or step + 1 == steps):
+            save_state(checkpoint, model, optimizers, step + 1)
+        yield {"step": step + 1, "loss": loss.item(), "rate": factor}
+
+
+def save_state(folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], step: int) -> None:
+    """Write weights, optimiser tensors and the step to ``folder`` as safetensors, all at once.
+
+    Chapter: none (plumbing: writes files)
+    """
+    with atomic_directory(folder, replace=True) as temporary:
+        save_file({k: v.detach().contiguous() for k, v in model.named_parameters()}, temporary / "model.safetensors")
+        for number, optimizer in enumerate(optimizers):
+            tensors = {
+                f"{index}.{name}": torch.as_tensor(value).contiguous()
+                for index, entries in optimizer.state_dict()["state"].items()
+                for name, value in entries.items()
+            }
+            save_file(tensors, temporary / f"optimizer_{number}.safetensors")
+        (temporary / "state.json").write_text(json.dumps({"step": step}))
+
+
+def load_state(folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> int:
+    """Restore what :func:`save_state` wrote, in place; returns the number of steps taken so far.
+
+    Chapter: none (plumbing: reads files)
+    """
+    weights = load_file(folder / "model.safetensors")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])
+    for number, optimizer in enumerate(optimizers):
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in load_file(folder / f"optimizer_{number}.safetensors").items():
+            index, name = key.split(".", 1)
+            state.setdefault(int(index), {})[name] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return json.loads((folder / "state.json").read_text())["step"]

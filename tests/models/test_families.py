@@ -1,0 +1,197 @@
+"""The table of architectures, held against what the models do when they run."""
+
+import copy
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+
+from reference import checkpoint, workflow
+from reference.layers import QuantizedLinear
+from reference.models.families import FAMILIES, block_linears, blocks, family_of, family_of_type, replace_module
+from reference.quantization.grid import QuantizationSpec
+
+SMALL = {
+    "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 32,
+}  # fmt: skip
+DECODER = SMALL | {"intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
+CONFIGS = {
+    "llama": DECODER,
+    "mistral": DECODER,
+    "qwen2": DECODER,
+    "qwen3": DECODER,
+    "gemma": DECODER,
+    "gemma2": DECODER | {"query_pre_attn_scalar": 8},
+    "phi3": DECODER,
+    "opt": SMALL | {"ffn_dim": 48, "word_embed_proj_dim": 32, "pad_token_id": 0},
+    "gpt_neox": SMALL | {"intermediate_size": 48},
+    "bert": SMALL | {"intermediate_size": 48},
+}
+IDS = torch.arange(24).reshape(2, 12)
+
+
+def tiny(kind: str) -> nn.Module:
+    """Random weights, norms included, so that nothing is equal by accident."""
+    config = transformers.AutoConfig.for_model(kind, **CONFIGS[kind])
+    auto = transformers.AutoModel if kind == "bert" else transformers.AutoModelForCausalLM
+    torch.manual_seed(0)
+    model = auto.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+@torch.no_grad()
+def output(model: nn.Module) -> Tensor:
+    result = model(input_ids=IDS)
+    return result.logits if "logits" in result else result.last_hidden_state
+
+
+every_kind = pytest.mark.parametrize("kind", FAMILIES)
+
+
+def test_every_architecture_of_the_table_is_tried_here() -> None:
+    assert set(CONFIGS) == set(FAMILIES)
+
+
+@every_kind
+def test_every_linear_layer_of_the_blocks_is_in_the_table_in_forward_order(kind: str) -> None:
+    model, called = tiny(kind), []
+    prefix = f"{family_of(model).blocks}."
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and name.startswith(prefix):
+            module.register_forward_pre_hook(lambda *_, name=name: called.append(name))
+    output(model)
+    listed = [name for name, _ in block_linears(model)]
+    assert len(listed) == len(set(listed))
+    assert listed == called
+    assert all(model.get_submodule(name) is module for name, module in block_linears(model))
+
+
+@every_kind
+def test_layers_of_a_group_read_the_same_input_and_groups_do_not(kind: str) -> None:
+    model, seen = tiny(kind), {}
+    for name, module in block_linears(model):
+        module.register_forward_pre_hook(lambda _, args, name=name: seen.__setitem__(name, args[0].clone()))
+    output(model)
+    family = family_of(model)
+    for index in range(2):
+        firsts = []
+        for group in family.sublayers:
+            inputs = [seen[f"{family.blocks}.{index}.{name}"] for name in group]
+            assert all(torch.equal(other, inputs[0]) for other in inputs[1:])
+            firsts.append(inputs[0])
+        for before, after in itertools.pairwise(firsts):
+            assert before.shape != after.shape or not torch.equal(before, after)
+
+
+@every_kind
+def test_a_channel_can_move_from_a_norm_into_the_layers_that_read_it(kind: str) -> None:
+    model = tiny(kind).double()
+    expected = output(model)
+    precision = 1e-5 if kind.startswith("gemma") else 1e-9  # Gemma's norms compute in float32
+    factor = torch.rand(32, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 0.5
+    offset = 1 if kind.startswith("gemma") else 0  # Gemma's norms multiply by 1 + weight
+    moved = 0
+    with torch.no_grad():
+        for block in blocks(model):
+            for path, linears in family_of(model).norms:
+                norm = block.get_submodule(path)
+                norm.weight.copy_((norm.weight + offset) * factor - offset)
+                if getattr(norm, "bias", None) is not None:
+                    norm.bias.mul_(factor)
+                broken = output(model)
+                assert (broken - expected).abs().max() > 1e-3, f"{path} does not matter: the test has no teeth"
+                for name in linears:
+                    block.get_submodule(name).weight.div_(factor)
+                moved += 1
+                assert torch.allclose(output(model), expected, rtol=0, atol=precision * expected.abs().max().item())
+    assert moved == 2 * len(family_of(model).norms)
+    assert (moved == 0) == (kind == "bert")  # a residual reads every norm of a post-norm encoder
+
+
+@every_kind
+def test_embedding_and_head_are_where_the_table_says(kind: str) -> None:
+    model = tiny(kind)
+    family = family_of(model)
+    assert model.get_submodule(family.embedding) is model.get_input_embeddings()
+    if family.head is None:
+        assert model.get_output_embeddings() is None
+    else:
+        assert model.get_submodule(family.head) is model.get_output_embeddings()
+
+
+@every_kind
+def test_workflow_quantises_every_listed_layer_and_no_other(kind: str) -> None:
+    model = tiny(kind)
+    floats = copy.deepcopy(model)
+    workflow.quantize(model, QuantizationSpec(8, group_size=16))
+    changed = [name for name, module in model.named_modules() if isinstance(module, QuantizedLinear)]
+    assert changed == [name for name, module in model.named_modules() if name in dict(block_linears(floats))]
+    expected, found = output(floats), output(model)
+    assert not torch.equal(found, expected)
+    assert (found - expected).norm() < 0.1 * expected.norm()
+
+
+@every_kind
+def test_transformers_loads_what_we_save_with_our_output(kind: str, tmp_path: Path) -> None:
+    model = tiny(kind)
+    workflow.quantize(model, QuantizationSpec(4, symmetric=True, group_size=16))
+    checkpoint.save(model, tmp_path / "out")
+    loaded, report = type(model).from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert {key: found for key, found in report.items() if found} == {}
+    assert torch.equal(output(loaded.eval()), output(model))
+    assert torch.equal(output(checkpoint.load(tmp_path / "out")), output(model))
+
+
+def test_an_encoder_below_a_task_head_is_found() -> None:
+    config = transformers.BertConfig(**CONFIGS["bert"])
+    model = transformers.BertForMaskedLM(config)
+    assert next(name for name, _ in block_linears(model)) == "bert.encoder.layer.0.attention.self.query"
+    assert model.get_submodule(family_of(model).embedding) is model.get_input_embeddings()
+
+
+def test_an_unknown_architecture_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="architecture 'mamba' is not known here; supported are bert, gemma, gemma2"):
+        family_of_type("mamba")
+    with pytest.raises(ValueError, match="architecture 'Linear' is not known here"):
+        family_of(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"LlamaModel has no blocks at 'model\.layers'"):
+        blocks(transformers.LlamaModel(transformers.LlamaConfig(**DECODER)))
+
+
+def test_replace_module_puts_it_there_and_only_there() -> None:
+    model = tiny("llama")
+    new = nn.Linear(32, 32)
+    before = dict(model.named_modules())
+    replace_module(model, "model.layers.1.self_attn.q_proj", new)
+    after = dict(model.named_modules())
+    assert after.pop("model.layers.1.self_attn.q_proj") is new
+    assert all(before[name] is module for name, module in after.items())
+
+
+# --- the workflow's own promises ------------------------------------------------------------------
+
+
+def test_an_error_leaves_the_model_as_it_was_and_names_the_layer() -> None:
+    model = tiny("llama")
+    with torch.no_grad():
+        model.get_submodule("model.layers.1.mlp.up_proj").weight[3, 4] = float("nan")
+    with pytest.raises(ValueError, match=r"model\.layers\.1\.mlp\.up_proj holds 1 NaN"):
+        workflow.quantize(model, QuantizationSpec(4))
+    assert not any(isinstance(module, QuantizedLinear) for module in model.modules())
+    with pytest.raises(ValueError, match=r"does not divide the 48 inputs of model\.layers\.0\.mlp\.down_proj"):
+        workflow.quantize(tiny("llama"), QuantizationSpec(4, group_size=32))
+
+
+def test_wrong_calls_of_the_workflow_are_refused() -> None:
+    model = tiny("llama")
+    with pytest.raises(ValueError, match="method is 'magic'; it may be round_to_nearest"):
+        workflow.quantize(model, QuantizationSpec(4), method="magic")
+    workflow.quantize(model, QuantizationSpec(4))
+    with pytest.raises(ValueError, match="is it quantised already"):
+        workflow.quantize(model, QuantizationSpec(4))

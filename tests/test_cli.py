@@ -1,0 +1,409 @@
+"""The command line: what it writes, what it prints, and how it refuses."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from reference import checkpoint, cli, evaluation, workflow
+from reference.models import families, loading
+
+COMMANDS = ("quantize", "evaluate", "inspect")
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama with a tokenizer of single bytes."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={byte: index for index, byte in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.1,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("texts") / "mine.txt"
+    file.write_text("It is a truth – universally – acknowledged. " * 40, encoding="utf-8")
+    return file
+
+
+class Result:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def json(self) -> dict:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture) -> Callable[..., Result]:
+    """Call ``main`` in this process; anything but SystemExit that escapes fails the test."""
+
+    def call(*arguments: object) -> Result:
+        capfd.readouterr()
+        code = 0
+        try:
+            cli.main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capfd.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return call
+
+
+def quantize_options(text: Path, output: Path) -> list[object]:
+    return ["--output", output, "--group-size", 64, "--text", text, "--window", 64]
+
+
+# --- what it does ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grid", ["--symmetric", "--affine"])
+def test_quantize_writes_a_checkpoint_and_reports_before_and_after(
+    run: Callable, model: Path, text: Path, tmp_path: Path, grid: str
+) -> None:
+    result = run("quantize", model, *quantize_options(text, tmp_path / "out"), "--bits", 3, grid, "--json")
+    assert (result.code, result.err) == (0, "")
+    report = result.json
+    assert report["method"] == "round_to_nearest"
+    assert report["spec"] == {"bits": 3, "group_size": 64, "symmetric": grid == "--symmetric", "clip_search": False}
+    for side, folder in (("before", model), ("after", tmp_path / "out")):
+        assert report[side]["bytes"] == evaluation.size_on_disk(folder)
+        quality = report[side]["quality"][str(text)]
+        assert set(quality) == {"perplexity", "nats_per_token", "bits_per_byte", "tokens", "window", "stride"}
+        assert (quality["window"], quality["stride"]) == (64, 32)
+        assert quality["tokens"] == len(text.read_bytes()) - 1  # a token a byte, all but the first scored
+        assert quality["perplexity"] == pytest.approx(math.exp(quality["nats_per_token"]))
+        assert quality["bits_per_byte"] == pytest.approx(quality["nats_per_token"] / math.log(2), rel=1e-6)
+    before, after = (report[side]["quality"][str(text)]["nats_per_token"] for side in ("before", "after"))
+    assert before != after
+    assert report["after"]["bytes"]["weights"] < 0.1 * report["before"]["bytes"]["weights"]
+    # The reported numbers are those of what was written.
+    ids = torch.tensor(list(range(60)))
+    loaded, expected = checkpoint.load(tmp_path / "out"), loading.load_float(model)
+    from reference.quantization.grid import QuantizationSpec
+
+    workflow.quantize(expected, QuantizationSpec(3, symmetric=grid == "--symmetric", group_size=64))
+    with torch.no_grad():
+        assert torch.equal(loaded(input_ids=ids[None]).logits, expected(input_ids=ids[None]).logits)
+    evaluated = run("evaluate", tmp_path / "out", "--text", text, "--window", 64, "--json").json
+    assert evaluated["quality"][str(text)]["nats_per_token"] == pytest.approx(after, rel=1e-5)
+
+
+def test_what_quantize_writes_is_complete_for_transformers(
+    run: Callable, model: Path, text: Path, tmp_path: Path
+) -> None:
+    assert run("quantize", model, "--output", tmp_path / "out", "--group-size", -1, "--no-evaluate").code == 0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= names
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    _loaded, report = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(report.values())
+    assert loading.load_tokenizer(tmp_path / "out")("truth")["input_ids"]
+
+
+def test_without_json_it_prints_tables(run: Callable, model: Path, text: Path, tmp_path: Path) -> None:
+    result = run("quantize", model, *quantize_options(text, tmp_path / "out"))
+    assert (result.code, result.err) == (0, "")
+    assert all(word in result.out for word in ("before", "after", "bits per byte", "zero points", "Written to"))
+    result = run("evaluate", tmp_path / "out", "--text", text, "--window", 64, "--against", model)
+    assert (result.code, result.err) == (0, "")
+    assert all(word in result.out for word in ("perplexity", "top1_agreement", "kl"))
+
+
+def test_evaluate_against_itself_agrees_fully(run: Callable, model: Path, text: Path) -> None:
+    report = run("evaluate", model, "--text", text, "--window", 64, "--against", model, "--json").json
+    quality = report["quality"][str(text)]
+    assert (quality["top1_agreement"], quality["kl"]) == (1.0, 0.0)
+    assert report["against"] == str(model)
+
+
+def test_tokens_limits_the_text_and_stride_can_equal_the_window(run: Callable, model: Path, text: Path) -> None:
+    options = ["--tokens", 130, "--window", 64, "--stride", 64, "--json"]
+    quality = run("evaluate", model, "--text", text, *options).json["quality"][str(text)]
+    assert quality["tokens"] == 130 - 3  # three windows, each without its first token
+
+
+def test_inspect_names_the_grid_of_every_layer(run: Callable, model: Path, text: Path, tmp_path: Path) -> None:
+    run("quantize", model, "--output", tmp_path / "out", "--group-size", 32, "--bits", 4, "--no-evaluate")
+    report = run("inspect", tmp_path / "out", "--json").json
+    assert report["architecture"] == "llama"
+    assert report["bytes"] == evaluation.size_on_disk(tmp_path / "out")
+    grids = {name: row["grid"] for name, row in report["layers"].items()}
+    quantised = {name for name, grid in grids.items() if grid is not None}
+    assert quantised == {name for name, _ in families.block_linears(loading.load_float(model))}
+    assert {grids[name] for name in quantised} == {"4 bits, symmetric, groups of 32"}
+    assert sum(row["bytes"] for row in report["layers"].values()) == sum(
+        size for kind, size in report["bytes"].items() if kind != "total"
+    )
+    result = run("inspect", model)
+    assert (result.code, result.err) == (0, "")
+    assert "float" in result.out
+
+
+# --- how it teaches -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example_that_parses(run: Callable, command: str) -> None:
+    result = run(command, "--help")
+    assert result.code == 0
+    words = " ".join(result.out.split())
+    assert f"Example: python -m reference {command} " in words
+    assert "MODEL" in words
+
+
+def test_help_of_the_program_names_the_commands_and_comes_without_arguments_too(run: Callable) -> None:
+    result = run("--help")
+    assert result.code == 0
+    assert all(command in result.out for command in COMMANDS)
+    empty = run()
+    assert empty.code == 2
+    assert empty.out == result.out
+
+
+# --- how it refuses -------------------------------------------------------------------------------
+
+
+def copy_of(model: Path, target: Path, change: Callable[[Path], None]) -> Path:
+    shutil.copytree(model, target)
+    change(target)
+    return target
+
+
+def edit(**fields: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | fields))
+
+    return change
+
+
+def drop_tokenizer(folder: Path) -> None:
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+
+
+def truncate(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:40])
+
+
+def drop_tensor(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop("model.layers.0.mlp.up_proj.weight")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def poison(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = math.nan
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def refused(result: Result, message: str) -> None:
+    assert result.code == 2
+    assert result.out == ""
+    assert result.err.startswith("error: ")
+    assert result.err.count("\n") == 1, result.err
+    assert message in result.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--group-size", 48],
+            "group_size 48 does not divide the 64 inputs of model.layers.0.self_attn.q_proj; 32, 64",
+        ),
+        (["--group-size", 0], "group_size is 0; it may be a positive integer"),
+        (["--bits", 9], "bits is 9; it may be an integer from 2 to 8"),
+        (["--bits", "four"], "Invalid value for '--bits'"),
+        (["--method", "magic"], "--method is 'magic'; it may be round_to_nearest"),
+        (["--text", "novel"], "text 'novel' is neither a file nor one of code, documentation"),
+        (["--window", 64, "--stride", 65], "stride is 65; it may be 1 to window (64)"),
+        (["--stride", 0], "Invalid value for '--stride'"),
+        (["--window", 1], "Invalid value for '--window'"),
+        (["--tokens", 1], "tokens has 1 entries; at least 2 are needed"),
+        (["--colour", "red"], "No such option: --colour"),
+    ],
+)
+def test_wrong_options_end_with_one_line_and_leave_nothing(
+    run: Callable, model: Path, text: Path, tmp_path: Path, options: list, message: str
+) -> None:
+    base = quantize_options(text, tmp_path / "new" / "out")
+    if "--text" in options:
+        del base[base.index("--text") : base.index("--text") + 2]
+    refused(run("quantize", model, *base, *options), message)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (edit(model_type="mamba"), "architecture 'mamba' is not known here; supported are bert, gemma,"),
+        (edit(architectures=["LlamaModel"]), "LlamaModel has no blocks at 'model.layers'"),
+        (edit(hidden_size="wide"), "damaged"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": '), "config.json' is not JSON"),
+        (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe{}"), "config.json' is not JSON"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "config.json' is no JSON object"),
+        (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "could not be loaded"),
+        (truncate("model.safetensors"), "could not be loaded"),
+        (truncate("tokenizer.json"), "the tokenizer in"),
+        (
+            drop_tokenizer,
+            "the model's folder has no tokenizer, so it cannot be evaluated; add one or use --no-evaluate",
+        ),
+        (drop_tensor, "is incomplete: 1 tensors are missing, the first model.layers.0.mlp.up_proj.weight"),
+        (poison, "model.layers.1.mlp.up_proj holds 1 NaN and 0 infinite values"),
+    ],
+)
+def test_damaged_models_end_with_one_line_and_leave_nothing(
+    run: Callable, model: Path, text: Path, tmp_path: Path, change: Callable, message: str
+) -> None:
+    damaged = copy_of(model, tmp_path / "damaged", change)
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    refused(run("quantize", damaged, *quantize_options(text, tmp_path / "out")), message)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["evaluate"], ["quantize", "--output", "never"]])
+@pytest.mark.parametrize("name", ["no-such-model", "org/no-such-model", "a/b/c", "/no/such/folder", "with space"])
+def test_no_such_model(
+    run: Callable, command: list, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(run(command[0], name, *command[1:]), "no such model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_quantised_already_is_not_quantised_again(
+    run: Callable, model: Path, text: Path, tmp_path: Path
+) -> None:
+    run("quantize", model, "--output", tmp_path / "once", "--group-size", 64, "--no-evaluate")
+    result = run("quantize", tmp_path / "once", "--output", tmp_path / "twice", "--no-evaluate")
+    refused(result, "is quantised already; start from the float model")
+    assert [path.name for path in tmp_path.iterdir()] == ["once"]
+
+
+def test_a_damaged_quantised_model_is_refused_by_name(run: Callable, model: Path, text: Path, tmp_path: Path) -> None:
+    run("quantize", model, "--output", tmp_path / "out", "--group-size", 64, "--no-evaluate")
+    truncate("model.safetensors")(tmp_path / "out")
+    refused(run("evaluate", tmp_path / "out", "--text", text), "model.safetensors' is damaged")
+    refused(run("inspect", tmp_path / "out"), "model.safetensors' is not a safetensors file")
+    edit(quantization_config={"quant_method": "compressed-tensors"})(tmp_path / "out")
+    refused(run("evaluate", tmp_path / "out", "--text", text), "quantised with 'compressed-tensors', format None")
+    refused(run("inspect", tmp_path / "out"), "quantised with 'compressed-tensors', format None")
+
+
+def test_an_output_that_is_taken_is_refused_before_any_work(
+    run: Callable, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    monkeypatch.setattr(loading, "load_float", lambda folder: pytest.fail("loaded first"))
+    for output in (tmp_path / "full", tmp_path / "full" / "file"):
+        refused(run("quantize", model, "--output", output), "output ")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "full"]
+
+
+def test_an_output_below_a_file_is_refused(run: Callable, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = run("quantize", model, "--output", tmp_path / "file" / "out", "--group-size", 64, "--no-evaluate")
+    refused(result, "lies below 'file', which is a file; name a folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_is_said_with_its_numbers(
+    run: Callable, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=500))
+    result = run("quantize", model, "--output", tmp_path / "out", "--group-size", 64, "--no-evaluate")
+    refused(result, "disk full: ")
+    assert "bytes, and 500 are free" in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_leaves_nothing_and_shows_no_traceback(
+    run: Callable, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workflow, "quantize", interrupt)
+        result = run("quantize", model, *quantize_options(text, tmp_path / "out"))
+    assert (result.code, result.out) == (130, "")
+    assert result.err == "interrupted; nothing was written\n"
+    monkeypatch.setattr(LlamaForCausalLM, "state_dict", interrupt)
+    assert run("quantize", model, *quantize_options(text, tmp_path / "out")).code == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_encoder_has_no_perplexity(run: Callable, text: Path, tmp_path: Path) -> None:
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    refused(run("evaluate", tmp_path / "bert", "--text", text), "does not predict tokens (an encoder?)")
+    result = run("quantize", tmp_path / "bert", "--output", tmp_path / "out", "--group-size", 32, "--json")
+    assert result.code == 0
+    assert result.json["after"]["quality"] == {}
+    assert result.json["after"]["bytes"]["scales"] > 0
+
+
+# --- as a program ---------------------------------------------------------------------------------
+
+
+def test_as_a_program(model: Path, text: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "reference",
+        "quantize",
+        str(model),
+        "--output",
+        "out",
+        "--json",
+        "--group-size",
+        "64",
+    ]
+    options = ["--text", str(text), "--window", "64"]
+    root = Path(cli.__file__).parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        command + options, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["after"]["bytes"] == evaluation.size_on_disk(tmp_path / "out")
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "error: output folder 'out' is not empty; name a new one or empty it first\n"

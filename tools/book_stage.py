@@ -1,0 +1,63 @@
+"""Stage the book's source: what is in git, the executed notebooks, and the generated pages.
+
+Sphinx builds from `.cache/book/source`, which has the repository's layout, so that links to
+edit a page or to open it in Colab are those of the repository.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import api_pages
+import book_execute
+import claims_page
+import recorded
+from book_paths import CACHE, ROOT, chapter_name, toc_pages
+
+SOURCE = CACHE / "source"
+GENERATED = Path("book") / "_generated"
+
+
+def run_times(records: dict[Path, book_execute.Record]) -> str:
+    """The table of measured run times, as Markdown."""
+    lines = ["| chapter | seconds | elapsed | date | machine |", "|---|---:|---:|---|---|"]
+    for notebook, record in records.items():
+        link = f"[{chapter_name(notebook)}](/{notebook.as_posix()})"
+        times = f"{record.seconds:.1f} | {record.elapsed:.1f}"
+        lines.append(f"| {link} | {times} | {record.date} | {record.machine} |")
+    versions = {f"{name} {version}" for record in records.values() for name, version in record.versions.items()}
+    how = (
+        "Seconds: processor time of a fresh kernel for all cells; it has one thread, so this is what the chapter takes on "
+        "an idle core. Elapsed: by the clock, with whatever else the machine did."
+    )
+    lines += ["", f"{how} Versions: {', '.join(sorted(versions))}."]
+    return "\n".join(lines) + "\n"
+
+
+def with_run_time(notebook: str, seconds: float) -> str:
+    """The JSON text of a notebook whose badge line says how long it ran."""
+    parsed = json.loads(notebook)
+    first = parsed["cells"][0]
+    first["source"] = "".join(first["source"]).replace("[measured run time]", f"[ran in {seconds:.0f} s]", 1)
+    return json.dumps(parsed)
+
+
+def stage(records: dict[Path, book_execute.Record]) -> Path:
+    """Write the staged source anew; its folder."""
+    shutil.rmtree(SOURCE, ignore_errors=True)
+    shutil.copytree(ROOT / "book", SOURCE / "book")
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copyfile(ROOT / name, SOURCE / name)
+    for notebook, record in records.items():
+        (SOURCE / notebook).parent.mkdir(parents=True, exist_ok=True)
+        (SOURCE / notebook).write_text(with_run_time((book_execute.EXECUTED / notebook).read_text(), record.seconds))
+    generated = SOURCE / GENERATED
+    os.makedirs(generated)
+    claims_page.write(generated, {chapter_name(notebook) for notebook in records})
+    (generated / "run_times.md").write_text(run_times(records))
+    (generated / "recorded_results.md").write_text(recorded.page())
+    shutil.copyfile(ROOT / "reference/models/tutorial/README.md", generated / "model_card.md")
+    api_pages.write(SOURCE / "book" / "api")
+    toc_pages(SOURCE)  # every page is there, or an error that names it
+    return SOURCE
