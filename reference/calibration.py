@@ -14,7 +14,7 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
-from reference.models.families import family_of
+from reference.models.families import blocks, family_of
 
 
 def batches(tokens: Tensor, *, sequences: int, length: int, batch: int = 8, seed: int = 0) -> list[Tensor]:
@@ -50,14 +50,61 @@ class _Stop(Exception):
     """Raised in front of the first block, when its arguments are known."""
 
 
+#: One call of a module: its positional and its named arguments.
+Call = tuple[tuple, dict]
+
+
+def _nothing(path: str) -> None:
+    pass
+
+
 @torch.no_grad()
+def walk_blocks(
+    model: nn.Module,
+    inputs: list[Tensor],
+    visit: Callable[[str, nn.Module, list[Call]], list[Tensor]],
+    *,
+    enter: Callable[[str], None] = _nothing,
+    leave: Callable[[str], None] = _nothing,
+    progress: Callable[[list], Iterable] = iter,
+) -> None:
+    """Visit the blocks one after the other, each with what the calibration batches bring to it.
+
+    Args:
+        model: an architecture of :mod:`reference.models.families`.
+        inputs: token batches of :func:`batches`.
+        visit: called with a block's name, the block, and one call for each batch; returns the
+            block's outputs ``[sequences, length, hidden]``, which the next block is called with.
+        enter, leave: called with a block's name before and after its visit. Weights may be read in
+            the one and dropped in the other: only the block that is visited needs them.
+        progress: wraps the list of blocks, for a progress bar.
+
+    Raises:
+        ValueError: unknown architecture, or ``inputs`` is empty.
+
+    Chapter: none (the gptq chapter is to come)
+    """
+    if not inputs:
+        raise ValueError("inputs is empty; at least one calibration batch is needed")
+    family = family_of(model)
+    found = list(blocks(model))
+    calls = _arguments_of_first_block(model, found[0], inputs)
+    for index, block in enumerate(progress(found)):
+        path = f"{family.blocks}.{index}"
+        enter(path)
+        outputs = visit(path, block, calls)
+        calls = [((output, *args[1:]), kwargs) for output, (args, kwargs) in zip(outputs, calls, strict=True)]
+        leave(path)
+
+
 def walk(
     model: nn.Module,
     inputs: list[Tensor],
     *,
     observe: Callable[[tuple[str, ...], Tensor], None],
     solve: Callable[[tuple[str, ...]], dict[str, Tensor]],
-    finish: Callable[[str], None] = lambda block: None,
+    enter: Callable[[str], None] = _nothing,
+    finish: Callable[[str], None] = _nothing,
     progress: Callable[[list], Iterable] = iter,
 ) -> None:
     """Visit every block once; in it, every group of linear layers with its calibration inputs.
@@ -69,6 +116,7 @@ def walk(
             input, ``[sequences, ..., in_features]``.
         solve: called once a group when all batches have been observed; returns new weights
             ``[out, in]`` by full name, which the rest of the walk computes with.
+        enter: called with a block's name before its first layer.
         finish: called with a block's name when its last group is solved and all batches have
             passed; here modules may be replaced.
         progress: wraps the list of blocks, for a progress bar.
@@ -78,21 +126,52 @@ def walk(
 
     Chapter: none (the gptq chapter is to come)
     """
-    if not inputs:
-        raise ValueError("inputs is empty; at least one calibration batch is needed")
-    family = family_of(model)
-    blocks = [block for _, block in model.get_submodule(family.blocks).named_children()]
-    calls = _arguments_of_first_block(model, blocks[0], inputs)
-    for index, block in enumerate(progress(blocks)):
-        path = f"{family.blocks}.{index}"
-        groups = {group[0]: tuple(f"{path}.{name}" for name in group) for group in family.sublayers}
-        outputs = _run_block(block, calls, groups, path, observe, solve)
-        calls = [((output, *args[1:]), kwargs) for output, (args, kwargs) in zip(outputs, calls, strict=True)]
-        finish(path)
+    sublayers = family_of(model).sublayers
+
+    def visit(path: str, block: nn.Module, calls: list[Call]) -> list[Tensor]:
+        groups = {group[0]: tuple(f"{path}.{name}" for name in group) for group in sublayers}
+        return _run_block(block, calls, groups, path, observe, solve)
+
+    walk_blocks(model, inputs, visit, enter=enter, leave=finish, progress=progress)
 
 
-def _arguments_of_first_block(model: nn.Module, block: nn.Module, inputs: list[Tensor]) -> list[tuple[tuple, dict]]:
-    calls = []
+@torch.no_grad()
+def capture(block: nn.Module, calls: list[Call], names: Iterable[str]) -> tuple[list[Tensor], dict[str, list[Call]]]:
+    """Run a block on every batch and keep how some modules inside it were called.
+
+    Args:
+        block: a transformer block.
+        calls: one call of the block for each batch.
+        names: of modules below the block.
+
+    Returns:
+        ``(outputs, inputs)``: the block's outputs, one for each batch, and for each name the calls
+        of that module, one for each batch.
+
+    Chapter: none (the awq chapter is to come)
+    """
+    inputs: dict[str, list[Call]] = {name: [] for name in names}
+    handles = [
+        block.get_submodule(name).register_forward_pre_hook(
+            lambda _, args, kwargs, name=name: inputs[name].append((args, kwargs)), with_kwargs=True
+        )
+        for name in inputs
+    ]
+    try:
+        outputs = [_first(block(*args, **kwargs)) for args, kwargs in calls]
+    finally:
+        for handle in handles:
+            handle.remove()
+    return outputs, inputs
+
+
+def _first(result: Any) -> Tensor:
+    """The hidden states, where a block returns more than them."""
+    return result[0] if isinstance(result, tuple) else result
+
+
+def _arguments_of_first_block(model: nn.Module, block: nn.Module, inputs: list[Tensor]) -> list[Call]:
+    calls: list[Call] = []
 
     def stop(_: nn.Module, args: tuple, kwargs: dict) -> None:
         calls.append((args, kwargs) if args else ((kwargs.pop("hidden_states"),), kwargs))
@@ -112,7 +191,7 @@ def _arguments_of_first_block(model: nn.Module, block: nn.Module, inputs: list[T
 
 def _run_block(
     block: nn.Module,
-    calls: list[tuple[tuple, dict]],
+    calls: list[Call],
     groups: dict[str, tuple[str, ...]],
     path: str,
     observe: Callable[[tuple[str, ...], Tensor], None],
@@ -128,12 +207,9 @@ def _run_block(
 
         return hook
 
-    def first_of(result: Any) -> Tensor:
-        return result[0] if isinstance(result, tuple) else result
-
     handles = [block.get_submodule(name).register_forward_pre_hook(pause(name)) for name in groups]
     try:
-        runs = [greenlet(lambda args=args, kwargs=kwargs: first_of(block(*args, **kwargs))) for args, kwargs in calls]
+        runs = [greenlet(lambda args=args, kwargs=kwargs: _first(block(*args, **kwargs))) for args, kwargs in calls]
         waiting = [run.switch() for run in runs]
         while not all(run.dead for run in runs):
             (name,) = set(waiting)  # all batches stand in front of the same group

@@ -59,7 +59,9 @@ Stride = Annotated[
 def quantize(
     model: Model,
     output: Annotated[Path, typer.Option(help="Folder to create; must be new or empty.", show_default=False)],
-    method: Annotated[str, typer.Option(help="Solver: round_to_nearest or gptq.")] = "round_to_nearest",
+    method: Annotated[
+        str, typer.Option(help="round_to_nearest, gptq, awq, smoothquant, awq+gptq or smoothquant+gptq.")
+    ] = "round_to_nearest",
     bits: Annotated[int, typer.Option(help="Bits per weight, 2 to 8.")] = 4,
     group_size: Annotated[
         int, typer.Option(help="Weights along the input that share a scale; -1 for a whole row.")
@@ -69,12 +71,35 @@ def quantize(
         typer.Option("--symmetric/--affine", help="Zero in the middle of the grid, or a zero point per group."),
     ] = True,
     clip_search: Annotated[bool, typer.Option("--clip-search", help="Shrink ranges to the least error.")] = False,
+    activations: Annotated[
+        str,
+        typer.Option(
+            help="Inputs of the layers: float, or integers of 8 bits with a step per_token, per_tensor or static. "
+            "With --bits 8 --group-size -1 that is W8A8."
+        ),
+    ] = "float",
     calibration: Annotated[
-        list[str], typer.Option(help="For gptq: text to calibrate on, repeatable; names and files as for --text.")
+        list[str],
+        typer.Option(
+            help="Text to calibrate on (all methods but round_to_nearest), repeatable; names and files as for --text."
+        ),
     ] = ["code", "documentation"],  # noqa: B006 (typer copies it)
-    sequences: Annotated[int, typer.Option(help="For gptq: windows of calibration text in all.", min=1)] = 128,
+    sequences: Annotated[int, typer.Option(help="Windows of calibration text in all.", min=1)] = 128,
     damping: Annotated[float, typer.Option(help="For gptq: share of the mean diagonal added to the Hessian.")] = 0.01,
     act_order: Annotated[bool, typer.Option("--act-order", help="For gptq: columns of large inputs first.")] = False,
+    static_groups: Annotated[
+        bool,
+        typer.Option(
+            "--static-groups/--moving-groups",
+            help="With --act-order: keep groups in place, or move them with the columns (needs --format gptq).",
+        ),
+    ] = True,
+    alpha: Annotated[
+        float, typer.Option(help="For smoothquant: 0 changes nothing, 1 moves all of the outliers to the weights.")
+    ] = 0.5,
+    format: Annotated[str, typer.Option(help="Checkpoint: compressed-tensors, gptq, or awq (4 bits).")] = (
+        "compressed-tensors"
+    ),
     evaluate: Annotated[
         bool, typer.Option("--evaluate/--no-evaluate", help="Measure perplexity before and after.")
     ] = True,
@@ -87,15 +112,23 @@ def quantize(
     """Quantise the linear layers of MODEL's blocks and write a checkpoint that other tools load.
 
     Embedding, output layer and norms stay in 16 bits. The folder loads in transformers
-    (pip install compressed-tensors) and in vLLM.
+    (pip install compressed-tensors) and in vLLM. A calibrated run that was killed goes on where it was
+    when the same command is given again; what it has done so far is in .OUTPUT.unfinished beside OUTPUT.
 
     Example: python -m reference quantize tutorial --bits 4 --group-size 128 --output small
 
     Example: python -m reference quantize tutorial --method gptq --bits 3 --act-order --output smaller
+
+    Example: python -m reference quantize tutorial --method smoothquant --bits 8 --group-size -1
+    --activations per_token --output integers
     """
+    import torch
+
     from reference import checkpoint, workflow
     from reference.files import check_target
+    from reference.job import Job, digest
     from reference.models import loading
+    from reference.quantization.activations import ActivationSpec
     from reference.quantization.grid import QuantizationSpec
 
     _without_progress_bars()
@@ -103,18 +136,42 @@ def quantize(
     spec = QuantizationSpec(bits, symmetric=symmetric, group_size=size, clip_search=clip_search)
     if method not in workflow.METHODS:
         raise ValueError(f"--method is {method!r}; it may be {', '.join(workflow.METHODS)}")
+    inputs = None if activations == "float" else ActivationSpec(granularity=activations)
+    if format not in checkpoint.FORMATS:
+        raise ValueError(f"--format is {format!r}; it may be {', '.join(checkpoint.FORMATS)}")
+    if act_order and not static_groups and format != "gptq":
+        raise ValueError(f"--moving-groups needs --format gptq: {format} has no place for the group index")
     check_target(output)
     folder = loading.resolve(model)
     network, tokenizer = loading.load_float(folder), loading.load_tokenizer(folder)
     texts = _texts(text, tokenizer, tokens) if evaluate and _predicts(network) else {}
-    drawn = _calibration(calibration, tokenizer, sequences, window) if method == "gptq" else None
+    drawn = (
+        _calibration(calibration, tokenizer, sequences, window)
+        if method != "round_to_nearest" or activations == "static"
+        else None
+    )
+    unfinished = output.resolve().parent / f".{output.resolve().name}.unfinished"
+    job = None
+    if drawn is not None:
+        options = (method, spec, activations, damping, act_order, static_groups, alpha, format)
+        weights = sorted(folder.glob("*.safetensors"))
+        fingerprint = {
+            "model": digest(folder / "config.json", *weights),
+            "text": digest(*drawn),
+            "options": repr(options),
+        }
+        job = Job(unfinished, fingerprint | {"torch": torch.__version__, "threads": torch.get_num_threads()})
     before = _losses(network, texts, window, stride, "before")
     with _progress("quantising") as track:
         workflow.quantize(
-            network, spec, method=method, calibration=drawn, damping=damping, act_order=act_order, progress=track
-        )
+            network, spec, method=method, activations=inputs, calibration=drawn, damping=damping, act_order=act_order,
+            static_groups=static_groups, alpha=alpha, progress=track, job=job,
+            scale_dtype=None if format == "compressed-tensors" else torch.float16,
+        )  # fmt: skip
     after = _losses(network, texts, window, stride, "after")
-    checkpoint.save(network, output, tokenizer=tokenizer)
+    checkpoint.save(network, output, format, tokenizer=tokenizer)
+    if job is not None:
+        job.remove()
     report: dict[str, Any] = {
         "model": model,
         "output": str(output),
@@ -177,7 +234,7 @@ def inspect(model: Model, as_json: Json = False) -> None:
 
     Example: python -m reference inspect small
     """
-    from reference.checkpoint import compressed_tensors
+    from reference import checkpoint
     from reference.evaluation import tensor_bytes
     from reference.models import loading
 
@@ -186,15 +243,17 @@ def inspect(model: Model, as_json: Json = False) -> None:
     loading.model_class(folder)
     config = json.loads((folder / "config.json").read_text())
     quantization = config.get("quantization_config")
-    rules = compressed_tensors.Rules(quantization) if quantization else None
+    reader = checkpoint.reader(quantization) if quantization else None
     layers: dict[str, dict] = {}
+    suffixes: dict[str, set[str]] = {}
     for tensor, size in tensor_bytes(folder).items():
         name, _, suffix = tensor.rpartition(".")
         row = layers.setdefault(name, {"bytes": 0, "grid": None})
         row["bytes"] += size
-        if suffix == "weight_packed" and rules is not None:
-            spec = rules.spec(name, "Linear")
-            row["grid"] = None if spec is None else _describe(spec)
+        suffixes.setdefault(name, set()).add(suffix)
+    for name, row in layers.items():
+        spec = reader.spec(name, suffixes[name]) if reader is not None else None
+        row["grid"] = None if spec is None else _describe(spec)
     report = {"model": model, "architecture": config["model_type"], "bytes": _sizes(folder), "layers": layers}
     if as_json:
         print(json.dumps(report, indent=2))

@@ -146,7 +146,7 @@ def test_gptq_beats_round_to_nearest_on_the_shipped_model() -> None:
     inputs = batches(text.encode(text.read("code", "calibration"), tokenizer), sequences=16, length=256, batch=8)
     tokens = text.encode(text.read("code"), tokenizer)[:4096]
     spec, losses = QuantizationSpec(3, symmetric=True, group_size=128), {}
-    for method in workflow.METHODS:
+    for method in ("round_to_nearest", "gptq"):
         model = workflow.quantize(tutorial.load(), spec, method=method, calibration=inputs)
         losses[method] = token_losses(model, tokens, window=256, stride=256).mean().item()
     assert losses["gptq"] < losses["round_to_nearest"] - 0.05

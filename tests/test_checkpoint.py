@@ -337,14 +337,17 @@ def edit_config(folder: Path, edit: Callable[[dict], None]) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda q: q.update(quant_method="gptq"), "quantised with 'gptq', format 'pack-quantized'; read here is"),
-        (lambda q: q.update(format="int-quantized"), "format 'int-quantized'; read here is compressed-tensors"),
+        (lambda q: q.update(quant_method="hqq"), "quantised with .hqq., format .pack-quantized.; read here are"),
+        (lambda q: q.update(format="float-quantized"), "format 'float-quantized'; read here is compressed-tensors"),
         (lambda q: q.pop("config_groups"), "quantization_config in config.json is incomplete: .*config_groups"),
         (lambda q: q["config_groups"]["group_0"].pop("weights"), "is incomplete: .*weights"),
         (lambda q: q["config_groups"]["group_0"]["weights"].update(num_bits=9), "bits is 9; it may be"),
         (lambda q: q["config_groups"]["group_0"]["weights"].update(type="float"), "or uses a float grid"),
         (lambda q: q["config_groups"]["group_0"]["weights"].update(strategy="block"), "strategy 'block' is not read"),
-        (lambda q: q["config_groups"]["group_0"].update(input_activations={"num_bits": 8}), "quantises activations"),
+        (
+            lambda q: q["config_groups"]["group_0"].update(input_activations={"num_bits": 8}),
+            "are not read here; symmetric integers",
+        ),
         (lambda q: q["config_groups"]["group_0"]["weights"].update(num_bits=3), "has shape .* it should be"),
         (lambda q: q["config_groups"]["group_0"]["weights"].update(group_size=32), "has shape .* it should be"),
     ],

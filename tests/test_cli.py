@@ -407,3 +407,28 @@ def test_as_a_program(model: Path, text: Path, tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == "error: output folder 'out' is not empty; name a new one or empty it first\n"
+
+
+@pytest.mark.parametrize(
+    ("method", "format"), [("awq", "awq"), ("smoothquant+gptq", "gptq"), ("awq+gptq", "compressed-tensors")]
+)
+def test_calibrated_methods_write_their_formats(
+    run: Callable, model: Path, text: Path, tmp_path: Path, method: str, format: str
+) -> None:
+    options = ("--calibration", text, "--sequences", 4, "--window", 32, "--group-size", 64, "--no-evaluate")
+    result = run("quantize", model, "--output", tmp_path / "out", "--method", method, "--format", format, *options)
+    assert result.code == 0, result.err
+    found = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["quant_method"]
+    assert found == format
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".out")] == []
+    shown = run("inspect", tmp_path / "out", "--json")
+    grids = {row["grid"] for row in json.loads(shown.out)["layers"].values()}
+    assert any(grid and grid.startswith("4 bits") for grid in grids)
+    assert run("evaluate", tmp_path / "out", "--text", text, "--tokens", 200, "--window", 64).code == 0
+
+
+def test_options_that_do_not_go_together_are_refused(run: Callable, model: Path, tmp_path: Path) -> None:
+    moving = ("--method", "gptq", "--act-order", "--moving-groups")
+    refused(run("quantize", model, "--output", tmp_path / "out", *moving), "--moving-groups needs --format gptq")
+    refused(run("quantize", model, "--output", tmp_path / "out", "--format", "zip"), "--format is 'zip'; it may be")
+    assert not list(tmp_path.iterdir())

@@ -13,12 +13,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from reference.checkpoint import compressed_tensors
+from reference.checkpoint import awq, compressed_tensors, gptq
 from reference.files import atomic_directory
-from reference.layers import QuantizedLinear
+from reference.layers import Int8Linear, QuantizedLinear
+from reference.models.conv1d import TRANSPOSED, linearize
 from reference.models.families import replace_module
 
-FORMATS = ("compressed-tensors",)
+#: Each writes its layers with ``configuration`` and ``tensors`` and reads them with ``Reader``.
+FORMATS = {"compressed-tensors": compressed_tensors, "gptq": gptq, "awq": awq}
 SHARD_BYTES = 5_000_000_000
 
 
@@ -38,7 +40,8 @@ def save(
     Args:
         model: a transformers model, some of whose layers may be quantised.
         directory: folder to create; it may exist if it is empty.
-        format: ``"compressed-tensors"``.
+        format: ``"compressed-tensors"`` (2 to 8 bits), ``"gptq"`` (2, 3, 4 and 8; the one that holds moved
+            groups, and GPT-2) or ``"awq"`` (4 bits). The last two store float16 scales.
         tokenizer: saved beside the model, so that the folder is complete.
         shard_bytes: largest file.
 
@@ -51,18 +54,25 @@ def save(
     """
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; it may be {', '.join(FORMATS)}")
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+    layers = {
+        name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear | Int8Linear)
+    }
     config = model.config.to_dict()
     for key in ("quantization_config", "_name_or_path"):  # the latter is a path of this machine
         config.pop(key, None)
     config.update(architectures=[type(model).__name__], dtype=str(model.dtype).removeprefix("torch."))
     if layers:
+        if format != "gptq" and model.config.model_type in TRANSPOSED:
+            raise ValueError(
+                f"{type(model).__name__} keeps its layers transposed (Conv1D), which loaders of {format} do not quantise; "
+                "write format 'gptq'"
+            )
         floats = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-        specs = {name: layer.spec for name, layer in layers.items()}
-        config["quantization_config"] = compressed_tensors.configuration(specs, floats)
+        config["quantization_config"] = FORMATS[format].configuration(dict(layers), floats)
     tensors: dict[str, Tensor] = _float_tensors(model, layers)
     for name, layer in layers.items():
-        tensors |= {f"{name}.{suffix}": t for suffix, t in compressed_tensors.tensors(layer.tensor, name).items()}
+        found = FORMATS[format].tensors(layer, name, config["quantization_config"])
+        tensors |= {f"{name}.{suffix}": tensor for suffix, tensor in found.items()}
         if layer.bias is not None:
             tensors[f"{name}.bias"] = layer.bias
     with atomic_directory(directory, needs=sum(tensor.nbytes for tensor in tensors.values())) as folder:
@@ -76,10 +86,12 @@ def save(
             model.generation_config.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
+        if layers and format == "gptq":  # where older loaders look
+            (folder / "quantize_config.json").write_text(json.dumps(config["quantization_config"], indent=2) + "\n")
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _float_tensors(model: PreTrainedModel, layers: dict[str, QuantizedLinear]) -> dict[str, Tensor]:
+def _float_tensors(model: PreTrainedModel, layers: dict[str, QuantizedLinear | Int8Linear]) -> dict[str, Tensor]:
     """State of everything but the quantised layers; tied weights once, under the embedding's name."""
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     quantised = tuple(f"{name}." for name in layers)
@@ -115,23 +127,40 @@ def load(directory: str | os.PathLike, *, dtype: torch.dtype | None = None) -> P
         config = AutoConfig.from_pretrained(folder)
     except OSError as error:  # what transformers raises where the file is not JSON
         raise ValueError(f"{str(folder / 'config.json')!r} is damaged: {error}") from error
-    quantization, rules = getattr(config, "quantization_config", None), None
+    quantization = getattr(config, "quantization_config", None)
+    layers = None
     if quantization is not None:
         del config.quantization_config
-        rules = compressed_tensors.Rules(quantization)
+        layers = reader(quantization)
     stored = _read(folder)
     kind = getattr(transformers, (config.architectures or [""])[0], None)
     model = (kind._from_config if kind else AutoModelForCausalLM.from_config)(config, dtype=dtype or config.dtype)
-    if rules is not None:
+    linearize(model)
+    if layers is not None:
         for name, module in list(model.named_modules()):
-            spec = rules.spec(name, type(module).__name__) if isinstance(module, nn.Linear) else None
-            if spec is not None:
-                weight = compressed_tensors.take(stored, name, spec)
-                replace_module(model, name, QuantizedLinear.from_linear(module, weight))
+            layer = layers.take(stored, name, module) if isinstance(module, nn.Linear) else None
+            if layer is not None:
+                replace_module(model, name, layer)
     _fill(model, stored, folder)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.eval()
+
+
+def reader(configuration: dict) -> awq.Reader | compressed_tensors.Reader | gptq.Reader:
+    """What reads the layers that a ``quantization_config`` describes.
+
+    Raises:
+        ValueError: a format that is not known here, or a variant of one.
+
+    Chapter: none (file format)
+    """
+    method = configuration.get("quant_method")
+    if method not in FORMATS:
+        raise ValueError(
+            f"quantised with {method!r}, format {configuration.get('format')!r}; read here are {', '.join(FORMATS)}"
+        )
+    return FORMATS[method].Reader(configuration)
 
 
 def _read(folder: Path) -> dict[str, Tensor]:
@@ -158,7 +187,10 @@ def _fill(model: PreTrainedModel, stored: dict[str, Tensor], folder: Path) -> No
     """Copy what is left of ``stored`` into the model, and insist that it is exactly what is needed."""
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     packed = {
-        f"{n}.{b}" for n, m in model.named_modules() if isinstance(m, QuantizedLinear) for b, _ in m.named_buffers()
+        f"{n}.{b}"
+        for n, m in model.named_modules()
+        if isinstance(m, QuantizedLinear | Int8Linear)
+        for b, _ in m.named_buffers()
     }
     wanted = {
         name: tensor for name, tensor in model.state_dict().items() if name not in packed or name.endswith(".bias")

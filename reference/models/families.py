@@ -7,6 +7,23 @@ from torch import nn
 
 
 @dataclass(frozen=True)
+class Scaling:
+    """A place in a block where channels can be rescaled without changing the function.
+
+    Attributes:
+        previous: the norm, or linear layer, whose output channels are divided by the scale.
+        linears: the layers that read them, and nothing else does; their columns are multiplied.
+        inspected: the module whose output tells how good a scale is (AWQ).
+
+    Chapter: none (a data table; the smoothquant and awq chapters read it)
+    """
+
+    previous: str
+    linears: tuple[str, ...]
+    inspected: str
+
+
+@dataclass(frozen=True)
 class Family:
     """Names of the parts of one architecture, relative to the model or to a block.
 
@@ -16,8 +33,10 @@ class Family:
         head: path of the output layer; None for an encoder.
         sublayers: linear layers of a block in the order of the forward pass, grouped by
             shared input: all names of a group see the same activations.
-        norms: for each norm of a block whose output only linear layers read, those layers. So a
-            channel may be scaled up in the norm and down in the layers' columns.
+        scalings: see :class:`Scaling`, in the order in which AWQ's authors search them. A value
+            projection is followed by the output projection through the attention's average, which
+            is linear; that holds only where each value head serves one query head, so users of the
+            table compare the two widths.
 
     Chapter: none (a data table; the walk of the calibration chapters reads it)
     """
@@ -26,7 +45,7 @@ class Family:
     embedding: str
     head: str | None
     sublayers: tuple[tuple[str, ...], ...]
-    norms: tuple[tuple[str, tuple[str, ...]], ...]
+    scalings: tuple[Scaling, ...]
 
 
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -36,23 +55,34 @@ _LLAMA = Family(
     embedding="model.embed_tokens",
     head="lm_head",
     sublayers=(_QKV, ("self_attn.o_proj",), _GATE_UP, ("mlp.down_proj",)),
-    norms=(("input_layernorm", _QKV), ("post_attention_layernorm", _GATE_UP)),
+    scalings=(
+        Scaling("input_layernorm", _QKV, "self_attn"),
+        Scaling("self_attn.v_proj", ("self_attn.o_proj",), "self_attn.o_proj"),
+        Scaling("post_attention_layernorm", _GATE_UP, "mlp"),
+        Scaling("mlp.up_proj", ("mlp.down_proj",), "mlp.down_proj"),
+    ),
 )
 _GEMMA2 = Family(
     blocks="model.layers",
     embedding="model.embed_tokens",
     head="lm_head",
     sublayers=_LLAMA.sublayers,
-    norms=(("input_layernorm", _QKV), ("pre_feedforward_layernorm", _GATE_UP)),
+    scalings=tuple(
+        replace(scaling, previous="pre_feedforward_layernorm")
+        if scaling.previous == "post_attention_layernorm"
+        else scaling
+        for scaling in _LLAMA.scalings
+    ),
 )
 _PHI3 = Family(
     blocks="model.layers",
     embedding="model.embed_tokens",
     head="lm_head",
     sublayers=(("self_attn.qkv_proj",), ("self_attn.o_proj",), ("mlp.gate_up_proj",), ("mlp.down_proj",)),
-    norms=(
-        ("input_layernorm", ("self_attn.qkv_proj",)),
-        ("post_attention_layernorm", ("mlp.gate_up_proj",)),
+    scalings=(
+        Scaling("input_layernorm", ("self_attn.qkv_proj",), "self_attn"),
+        Scaling("post_attention_layernorm", ("mlp.gate_up_proj",), "mlp"),
+        Scaling("mlp.gate_up_proj", ("mlp.down_proj",), "mlp.down_proj"),  # its last rows are the up half
     ),
 )
 _OPT = Family(
@@ -60,7 +90,12 @@ _OPT = Family(
     embedding="model.decoder.embed_tokens",
     head="lm_head",
     sublayers=(_QKV, ("self_attn.out_proj",), ("fc1",), ("fc2",)),
-    norms=(("self_attn_layer_norm", _QKV), ("final_layer_norm", ("fc1",))),
+    scalings=(
+        Scaling("self_attn_layer_norm", _QKV, "self_attn"),
+        Scaling("self_attn.v_proj", ("self_attn.out_proj",), "self_attn.out_proj"),
+        Scaling("final_layer_norm", ("fc1",), "fc1"),
+        Scaling("fc1", ("fc2",), "fc2"),  # through a ReLU, which a positive scale passes
+    ),
 )
 _GPT_NEOX = Family(
     blocks="gpt_neox.layers",
@@ -69,18 +104,25 @@ _GPT_NEOX = Family(
     sublayers=(
         ("attention.query_key_value",), ("attention.dense",), ("mlp.dense_h_to_4h",), ("mlp.dense_4h_to_h",),
     ),
-    norms=(
-        ("input_layernorm", ("attention.query_key_value",)),
-        ("post_attention_layernorm", ("mlp.dense_h_to_4h",)),
+    scalings=(
+        Scaling("input_layernorm", ("attention.query_key_value",), "attention"),
+        Scaling("post_attention_layernorm", ("mlp.dense_h_to_4h",), "mlp"),
     ),
 )  # fmt: skip
+_GPT2 = Family(  # its layers are transposed when it is loaded, see reference.models.conv1d
+    blocks="transformer.h",
+    embedding="transformer.wte",
+    head="lm_head",
+    sublayers=(("attn.c_attn",), ("attn.c_proj",), ("mlp.c_fc",), ("mlp.c_proj",)),
+    scalings=(Scaling("ln_1", ("attn.c_attn",), "attn"), Scaling("ln_2", ("mlp.c_fc",), "mlp")),
+)
 _BERT_QKV = ("attention.self.query", "attention.self.key", "attention.self.value")
 _BERT = Family(
     blocks="encoder.layer",
     embedding="embeddings.word_embeddings",
     head=None,
     sublayers=(_BERT_QKV, ("attention.output.dense",), ("intermediate.dense",), ("output.dense",)),
-    norms=(),  # the residual reads every norm's output too, so nothing can be moved through it
+    scalings=(),  # the residual reads every norm's output too, so nothing can be moved through it
 )
 
 FAMILIES: dict[str, Family] = {
@@ -92,6 +134,7 @@ FAMILIES: dict[str, Family] = {
     "gemma2": _GEMMA2,
     "phi3": _PHI3,
     "opt": _OPT,
+    "gpt2": _GPT2,
     "gpt_neox": _GPT_NEOX,
     "bert": _BERT,
 }

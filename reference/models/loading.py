@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from reference.models import tutorial
+from reference.models.conv1d import linearize
 from reference.models.families import blocks, family_of_type
 
 PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -76,12 +77,7 @@ def load_float(folder: Path) -> PreTrainedModel:
     Chapter: none (loading)
     """
     kind = model_class(folder)
-    try:
-        quantised = getattr(AutoConfig.from_pretrained(folder), "quantization_config", None) is not None
-    except Exception as error:  # a wrong field: the types of error are the config class's own
-        raise ValueError(f"{str(folder / 'config.json')!r} is damaged: {_first_line(error)}") from error
-    if quantised:
-        raise ValueError(f"{str(folder)!r} is quantised already; start from the float model")
+    float_config(folder)
     try:
         model, report = kind.from_pretrained(folder, dtype="auto", output_loading_info=True)
     except Exception as error:  # transformers raises OSError, RuntimeError, SafetensorError, KeyError …
@@ -90,7 +86,25 @@ def load_float(folder: Path) -> PreTrainedModel:
     if absent:  # transformers makes up random ones
         raise ValueError(f"{str(folder)!r} is incomplete: {len(absent)} tensors are missing, the first {absent[0]}")
     blocks(model)
+    linearize(model)
     return model.eval()
+
+
+def float_config(folder: Path) -> PreTrainedConfig:
+    """The configuration of an unquantised model.
+
+    Raises:
+        ValueError: ``config.json`` is damaged, or the model is quantised already.
+
+    Chapter: none (loading)
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except Exception as error:  # a wrong field: the types of error are the config class's own
+        raise ValueError(f"{str(folder / 'config.json')!r} is damaged: {_first_line(error)}") from error
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(f"{str(folder)!r} is quantised already; start from the float model")
+    return config
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:

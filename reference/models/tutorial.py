@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from reference.models.families import blocks, family_of
@@ -52,7 +53,9 @@ def _add_outliers(model: PreTrainedModel, factor: float) -> None:
     channels = torch.randperm(model.config.hidden_size, generator=torch.Generator().manual_seed(0))
     channels = channels[:OUTLIER_CHANNELS]
     for block in blocks(model):
-        for norm, linears in family.norms:
-            block.get_parameter(f"{norm}.weight")[channels] *= factor
-            for name in linears:
+        for scaling in family.scalings:
+            if isinstance(block.get_submodule(scaling.previous), nn.Linear):
+                continue
+            block.get_parameter(f"{scaling.previous}.weight")[channels] *= factor
+            for name in scaling.linears:
                 block.get_parameter(f"{name}.weight")[:, channels] /= factor

@@ -25,65 +25,14 @@ from torch import Tensor
 
 from reference.quantization import grid
 from reference.quantization.grid import QuantizationSpec
+from reference.quantization.hessian import HessianAccumulator, all_finite
 from reference.tensors import QuantizedTensor
+
+__all__ = ["HessianAccumulator", "Solution", "quantize_layer", "solve"]
 
 #: Columns updated one at a time before their joint effect goes to the rest of the block.
 INNER_BLOCK = 16
 DAMPING_STEPS = 12
-
-
-class HessianAccumulator:
-    r"""Running mean of :math:`\frac{2}{n} \sum X^\top X` over ``n`` calibration sequences.
-
-    Args:
-        in_features: columns of the layer's input.
-        dtype: float32, or float64 for a long or badly scaled calibration set.
-        device: where the sum is kept.
-
-    Attributes:
-        hessian: ``[in_features, in_features]``.
-        sequences: how many sequences went in.
-
-    Chapter: none (the gptq chapter is to come)
-    """
-
-    def __init__(
-        self, in_features: int, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
-    ) -> None:
-        if dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"dtype is {dtype}; it may be float32 or float64")
-        self.hessian = torch.zeros(in_features, in_features, dtype=dtype, device=device)
-        self.sequences = 0
-
-    def add(self, inputs: Tensor, name: str = "inputs") -> None:
-        """Add the inputs of one batch.
-
-        Args:
-            inputs: ``[sequences, ..., in_features]``; a matrix ``[tokens, in_features]`` counts as one sequence.
-            name: what to call the layer in an error.
-
-        Raises:
-            ValueError: another width, or values that are not finite; nothing is added then.
-        """
-        if inputs.ndim < 2 or inputs.shape[-1] != len(self.hessian):
-            raise ValueError(f"{name} has shape {tuple(inputs.shape)}; its last axis must be {len(self.hessian)}")
-        rows = inputs.reshape(-1, inputs.shape[-1]).to(self.hessian.dtype)
-        if not torch.isfinite(rows).all():
-            raise ValueError(f"{name} holds NaN or infinite activations; the model overflows before this layer")
-        count = inputs.shape[0] if inputs.ndim > 2 else 1
-        total = self.sequences + count
-        self.hessian *= self.sequences / total
-        rows = rows * (2 / total) ** 0.5
-        self.hessian.addmm_(rows.T, rows)
-        self.sequences = total
-
-    def merge(self, other: "HessianAccumulator") -> None:
-        """Take in what another accumulator, of another rank or shard, has seen."""
-        total = self.sequences + other.sequences
-        if total:
-            self.hessian *= self.sequences / total
-            self.hessian += other.hessian.to(self.hessian) * (other.sequences / total)
-            self.sequences = total
 
 
 class Solution(NamedTuple):
@@ -165,56 +114,61 @@ def solve(
     """
     grid.check_weight(weight, spec, name)
     _check(weight, hessian, damping, block_size, name)
-    columns = weight.shape[1]
+    rows, columns = weight.shape
     group_size = spec.group_size or columns
-    # The whole-row grid is that of the original weight: dead columns still count for it.
-    scale, zero_point = grid.fit(weight, spec, scale_dtype=scale_dtype)
-    W, H = weight.float().T.contiguous(), hessian.float().clone()
-    dead = H.diagonal() == 0
-    H.diagonal()[dead] = 1
-    W[dead] = 0
-    if spec.group_size is not None and static_groups:
-        scale, zero_point = grid.fit(W.T, spec, scale_dtype=scale_dtype)
-    order = H.diagonal().argsort(descending=True, stable=True) if act_order else torch.arange(columns, device=W.device)
-    if act_order:
-        W, H = W[order], H[order][:, order]
-    U, used = _factor(H, damping, name)
-
     dynamic = spec.group_size is not None and not static_groups
-    group_of = (torch.arange(columns) if dynamic else order.cpu()) // group_size
-    if dynamic:
-        scale, zero_point = torch.empty_like(scale), torch.empty_like(zero_point)
-    codes, loss = torch.empty(W.shape, dtype=torch.uint8, device=W.device), 0.0
+    diagonal = hessian.diagonal().to(_factor_dtype(hessian), copy=True)
+    dead = diagonal == 0
+    diagonal[dead] = 1
+    order = diagonal.argsort(descending=True, stable=True) if act_order else torch.arange(columns, device=weight.device)
+    W = torch.empty(columns, rows, device=weight.device).copy_(weight.T)
+    W[dead] = 0
+    # One line a group. Static groups see dead columns as zeros; a grid for the whole row still counts them.
+    shape = (columns // group_size, 1 if spec.per_tensor else rows)
+    step, zero = torch.empty(shape, device=weight.device), torch.empty(shape, device=weight.device)
+    if not dynamic:
+        seen = weight.masked_fill(dead, 0) if static_groups and dead.any() else weight
+        for line, found in zip((step, zero), grid.fit(seen, spec, scale_dtype=scale_dtype), strict=True):
+            line.copy_(found.T)
+    if act_order:
+        W = W[order]
+    U, used = _factor(hessian, order if act_order else None, diagonal[order], damping, name)
+
+    pivots = U.diagonal().tolist()
+    group_of = ((torch.arange(columns) if dynamic else order.cpu()) // group_size).tolist()
+    codes, loss = torch.empty(rows, columns, dtype=torch.uint8, device=weight.device), 0.0
+    code = torch.empty(rows, device=weight.device)
+    buffer = torch.empty(min(block_size, columns), rows, device=weight.device)
+    uint8_buffer = torch.empty(buffer.shape, dtype=torch.uint8, device=weight.device)
     for begin in range(0, columns, block_size):
         end = min(begin + block_size, columns)
-        block, errors = W[begin:end].clone(), torch.empty_like(W[begin:end])
+        # Weights at first; a line becomes its error once it is rounded.
+        block, rounded = buffer[: end - begin].copy_(W[begin:end]), uint8_buffer[: end - begin]
         for inner in range(begin, end, INNER_BLOCK):
             stop = min(inner + INNER_BLOCK, end)
             for i in range(inner, stop):
-                group = int(group_of[i])
+                group = group_of[i]
                 if dynamic and i % group_size == 0:
                     # From W, which lacks the updates of this block, as in the authors' code.
                     part = W[i : i + group_size].T.contiguous()
-                    scale[:, group], zero_point[:, group] = (t[:, 0] for t in _whole_row(part, spec, scale_dtype))
-                step, zero = scale[:, group].float(), zero_point[:, group]
-                w = block[i - begin]
-                code = (torch.round(w / step) + zero).clamp_(0, spec.levels)
-                codes[i] = code
-                error = (w - step * (code - zero)) / U[i, i]
-                errors[i - begin] = error
-                block[i + 1 - begin : stop - begin].addr_(U[i, i + 1 : stop], error, alpha=-1)
-            done = errors[inner - begin : stop - begin]
+                    step[group], zero[group] = (t[:, 0] for t in _whole_row(part, spec, scale_dtype))
+                w, s, z = block[i - begin], step[group], zero[group]
+                torch.div(w, s, out=code).round_().add_(z).clamp_(0, spec.levels)
+                rounded[i - begin] = code
+                w.sub_(code.sub_(z).mul_(s)).div_(pivots[i])
+                block[i + 1 - begin : stop - begin].addr_(U[i, i + 1 : stop], w, alpha=-1)
+            done = block[inner - begin : stop - begin]
+            loss += torch.linalg.vector_norm(done, dtype=torch.float64).item() ** 2 / 2
             block[stop - begin :].addmm_(U[inner:stop, stop:end].T, done, alpha=-1)
-        loss += errors.double().square().sum().item() / 2
-        W[end:].addmm_(U[begin:end, end:].T, errors, alpha=-1)
+        codes[:, order[begin:end]] = rounded.T
+        W[end:].addmm_(U[begin:end, end:].T, block, alpha=-1)
 
-    original = torch.empty_like(codes)
-    original[order] = codes
     group_index = None
     if dynamic and act_order:
-        group_index = torch.empty(columns, dtype=torch.int32, device=W.device)
-        group_index[order] = group_of.to(torch.int32).to(W.device)
-    return Solution(original.T.contiguous(), scale, zero_point, group_index, loss, used)
+        group_index = torch.empty(columns, dtype=torch.int32, device=weight.device)
+        group_index[order] = torch.tensor(group_of, dtype=torch.int32, device=weight.device)
+    scale, zero_point = step.T.to(scale_dtype), zero.T.to(torch.int32)
+    return Solution(codes, scale.contiguous(), zero_point.contiguous(), group_index, loss, used)
 
 
 def _whole_row(part: Tensor, spec: QuantizationSpec, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -227,24 +181,35 @@ def _whole_row(part: Tensor, spec: QuantizationSpec, scale_dtype: torch.dtype) -
     return grid.scale_and_zero_point(low, high, spec, scale_dtype=scale_dtype)
 
 
-def _factor(H: Tensor, damping: float, name: str) -> tuple[Tensor, float]:
-    """Upper triangular ``U`` with ``(H + λI)⁻¹ = Uᵀ U``, and the damping that it took."""
-    mean = H.diagonal().mean()
+def _factor_dtype(hessian: Tensor) -> torch.dtype:
+    return torch.float64 if hessian.dtype == torch.float64 else torch.float32
+
+
+def _factor(hessian: Tensor, order: Tensor | None, diagonal: Tensor, damping: float, name: str) -> tuple[Tensor, float]:
+    """Upper triangular ``U`` with ``(H + λI)⁻¹ = Uᵀ U``, and the damping that it took.
+
+    ``diagonal`` is that of the Hessian in ``order``; it replaces what the Hessian has there.
+    """
+    info = torch.empty((), dtype=torch.int32, device=hessian.device)
     used = damping
     for _ in range(DAMPING_STEPS):
-        damped = H.clone()
-        damped.diagonal().add_(used * mean)
-        L, failed = torch.linalg.cholesky_ex(damped)
-        if not failed:
-            U, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(L), upper=True)
-            if not failed and torch.isfinite(U).all():
-                if used != damping:
-                    warnings.warn(
-                        f"{name}: the Hessian could not be factorised with damping {damping:g}; {used:g} was used. "
-                        "More, or more varied, calibration text is the cure",
-                        stacklevel=4,
-                    )
-                return U, used
+        copy = hessian.clone() if order is None else hessian[order[:, None], order]
+        # Column by column, as LAPACK counts, so that each of the three steps overwrites the one copy.
+        U = copy.to(diagonal.dtype).mT
+        U.diagonal().copy_(diagonal + used * diagonal.mean())
+        torch.linalg.cholesky_ex(U, out=(U, info))
+        if not info:
+            torch.cholesky_inverse(U, out=U)
+            torch.linalg.cholesky_ex(U, upper=True, out=(U, info))
+        # A value that is not finite anywhere in a column of U makes its diagonal so too; the solver divides by it.
+        if not info and all_finite(U.diagonal().float()) and U.diagonal().float().all():
+            if used != damping:
+                warnings.warn(
+                    f"{name}: the Hessian could not be factorised with damping {damping:g}; {used:g} was used. "
+                    "More, or more varied, calibration text is the cure",
+                    stacklevel=4,
+                )
+            return U.float(), used
         used = max(used * 2, 1e-4)
     raise ValueError(f"hessian of {name} cannot be factorised even with damping {used / 2:g}; is it symmetric?")
 
@@ -253,10 +218,12 @@ def _check(weight: Tensor, hessian: Tensor, damping: float, block_size: int, nam
     size = weight.shape[1]
     if tuple(hessian.shape) != (size, size):
         raise ValueError(f"hessian of {name} has shape {tuple(hessian.shape)}; the weight needs {(size, size)}")
-    if not torch.isfinite(hessian).all():
+    if not all_finite(hessian):
         raise ValueError(f"hessian of {name} holds NaN or infinite values; the activations overflowed")
     if (hessian.diagonal() < 0).any():
         raise ValueError(f"hessian of {name} has negative diagonal entries; it is a sum of squares")
+    if not hessian.diagonal().any():
+        raise ValueError(f"hessian of {name} is zero; no calibration input other than zero has reached this layer")
     if not 0 <= damping < 1e3:
         raise ValueError(f"damping is {damping}; it may be 0 or more (0.01 is usual)")
     if block_size < 1:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from reference import checkpoint, workflow
 from reference.layers import QuantizedLinear
+from reference.models.conv1d import TRANSPOSED, linearize
 from reference.models.families import FAMILIES, block_linears, blocks, family_of, family_of_type, replace_module
 from reference.quantization.grid import QuantizationSpec
 
@@ -27,6 +28,7 @@ CONFIGS = {
     "gemma2": DECODER | {"query_pre_attn_scalar": 8},
     "phi3": DECODER,
     "opt": SMALL | {"ffn_dim": 48, "word_embed_proj_dim": 32, "pad_token_id": 0},
+    "gpt2": SMALL | {"n_inner": 48},
     "gpt_neox": SMALL | {"intermediate_size": 48},
     "bert": SMALL | {"intermediate_size": 48},
 }
@@ -38,7 +40,7 @@ def tiny(kind: str) -> nn.Module:
     config = transformers.AutoConfig.for_model(kind, **CONFIGS[kind])
     auto = transformers.AutoModel if kind == "bert" else transformers.AutoModelForCausalLM
     torch.manual_seed(0)
-    model = auto.from_config(config).eval()
+    model = linearize(auto.from_config(config).eval())
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -96,10 +98,12 @@ def test_a_channel_can_move_from_a_norm_into_the_layers_that_read_it(kind: str) 
     precision = 1e-5 if kind.startswith("gemma") else 1e-9  # Gemma's norms compute in float32
     factor = torch.rand(32, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 0.5
     offset = 1 if kind.startswith("gemma") else 0  # Gemma's norms multiply by 1 + weight
-    moved = 0
+    first, moved = blocks(model)[0], 0
+    scalings = [(s.previous, s.linears) for s in family_of(model).scalings]
+    norms = [(path, linears) for path, linears in scalings if not isinstance(first.get_submodule(path), nn.Linear)]
     with torch.no_grad():
         for block in blocks(model):
-            for path, linears in family_of(model).norms:
+            for path, linears in norms:
                 norm = block.get_submodule(path)
                 norm.weight.copy_((norm.weight + offset) * factor - offset)
                 if getattr(norm, "bias", None) is not None:
@@ -110,7 +114,7 @@ def test_a_channel_can_move_from_a_norm_into_the_layers_that_read_it(kind: str) 
                     block.get_submodule(name).weight.div_(factor)
                 moved += 1
                 assert torch.allclose(output(model), expected, rtol=0, atol=precision * expected.abs().max().item())
-    assert moved == 2 * len(family_of(model).norms)
+    assert moved == 2 * len(norms)
     assert (moved == 0) == (kind == "bert")  # a residual reads every norm of a post-norm encoder
 
 
@@ -137,7 +141,7 @@ def test_workflow_quantises_every_listed_layer_and_no_other(kind: str) -> None:
     assert (found - expected).norm() < 0.1 * expected.norm()
 
 
-@every_kind
+@pytest.mark.parametrize("kind", [kind for kind in FAMILIES if kind not in TRANSPOSED])
 def test_transformers_loads_what_we_save_with_our_output(kind: str, tmp_path: Path) -> None:
     model = tiny(kind)
     workflow.quantize(model, QuantizationSpec(4, symmetric=True, group_size=16))
@@ -145,6 +149,22 @@ def test_transformers_loads_what_we_save_with_our_output(kind: str, tmp_path: Pa
     loaded, report = type(model).from_pretrained(tmp_path / "out", output_loading_info=True)
     assert {key: found for key, found in report.items() if found} == {}
     assert torch.equal(output(loaded.eval()), output(model))
+    assert torch.equal(output(checkpoint.load(tmp_path / "out")), output(model))
+
+
+@pytest.mark.parametrize("kind", TRANSPOSED)
+def test_transposed_layers_go_through_the_gptq_format_and_others_say_so(kind: str, tmp_path: Path) -> None:
+    config = transformers.AutoConfig.for_model(kind, **CONFIGS[kind] | {"n_inner": 64})
+    original = transformers.AutoModelForCausalLM.from_config(config).eval()
+    model = linearize(copy.deepcopy(original))
+    assert torch.allclose(output(model), output(original), rtol=0, atol=1e-6)
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in original.state_dict().items())
+    model.load_state_dict(original.state_dict())
+    assert torch.allclose(output(model), output(original), rtol=0, atol=1e-6)
+    workflow.quantize(model, QuantizationSpec(4, symmetric=True, group_size=16), scale_dtype=torch.float16)
+    with pytest.raises(ValueError, match="keeps its layers transposed"):
+        checkpoint.save(model, tmp_path / "no")
+    checkpoint.save(model, tmp_path / "out", format="gptq")
     assert torch.equal(output(checkpoint.load(tmp_path / "out")), output(model))
 
 

@@ -19,7 +19,10 @@ def problem(seed: int, out: int = 12, columns: int = 64, tokens: int = 256) -> t
 
 
 def dequantize(solution: gptq.Solution, spec: QuantizationSpec) -> torch.Tensor:
-    return grid.dequantize(solution.codes, solution.scale, solution.zero_point, spec)
+    if solution.group_index is None:
+        return grid.dequantize(solution.codes, solution.scale, solution.zero_point, spec)
+    columns = solution.group_index.long()
+    return solution.scale[:, columns] * (solution.codes.float() - solution.zero_point[:, columns])
 
 
 def objective(weight: torch.Tensor, quantised: torch.Tensor, hessian: torch.Tensor) -> float:
@@ -27,14 +30,86 @@ def objective(weight: torch.Tensor, quantised: torch.Tensor, hessian: torch.Tens
     return torch.trace(error @ hessian.double() @ error.T).item()
 
 
-@pytest.mark.parametrize("act_order", [False, True])
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_reported_loss_is_half_the_damped_trace(bits: int, act_order: bool) -> None:
-    weight, hessian = problem(bits)
-    spec = QuantizationSpec(bits)
-    solution = gptq.solve(weight, hessian, spec, act_order=act_order)
-    damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(len(hessian))
+def with_dead_columns(hessian: torch.Tensor) -> torch.Tensor:
+    hessian = hessian.clone()
+    hessian[[3, 40]] = 0
+    hessian[:, [3, 40]] = 0
+    return hessian
+
+
+SETTINGS = [
+    pytest.param(spec, options, id=name)
+    for name, spec, options in [
+        *((f"{bits} bits", QuantizationSpec(bits), {}) for bits in (2, 3, 4, 8)),
+        ("symmetric", QuantizationSpec(3, symmetric=True), {}),
+        ("per tensor", QuantizationSpec(4, per_tensor=True), {"act_order": True}),
+        ("groups", QuantizationSpec(3, group_size=16), {}),
+        ("block not a multiple of the group", QuantizationSpec(3, group_size=16), {"block_size": 24}),
+        ("group larger than the block", QuantizationSpec(3, group_size=32), {"block_size": 20}),
+        ("act-order", QuantizationSpec(3, group_size=16), {"act_order": True}),
+        ("static", QuantizationSpec(2, group_size=16), {"static_groups": True}),
+        ("act-order, static", QuantizationSpec(4, group_size=16), {"act_order": True, "static_groups": True}),
+        ("search, act-order, static", QuantizationSpec(2, group_size=32, clip_search=True),
+         {"act_order": True, "static_groups": True}),
+        ("search, symmetric groups", QuantizationSpec(3, True, group_size=32, clip_search=True), {"block_size": 32}),
+    ]
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dead", [False, True])
+@pytest.mark.parametrize(("spec", "options"), SETTINGS)
+def test_reported_loss_is_half_the_damped_trace(spec: QuantizationSpec, options: dict, dead: bool) -> None:
+    weight, hessian = problem(spec.bits)
+    if dead:
+        hessian = with_dead_columns(hessian)
+    solution = gptq.solve(weight, hessian, spec, **options)
+    dropped = hessian.diagonal() == 0
+    weight, filled = weight.masked_fill(dropped, 0), hessian + torch.diag(dropped.double())
+    damped = filled + 0.01 * filled.diagonal().mean() * torch.eye(len(hessian))
     assert solution.loss == pytest.approx(objective(weight, dequantize(solution, spec), damped) / 2, rel=1e-5)
+
+
+def surgeon(
+    weight: torch.Tensor, hessian: torch.Tensor, spec: QuantizationSpec, act_order: bool = False,
+    static_groups: bool = False, block_size: int = 128,
+) -> torch.Tensor:  # fmt: skip
+    """Optimal Brain Surgeon in one order: after each column, the inverse Hessian of the columns left, in float64."""
+    columns = weight.shape[1]
+    size = spec.group_size or columns
+    whole, diagonal = weight, hessian.diagonal().clone()
+    dead = diagonal == 0
+    diagonal[dead] = 1
+    damped = hessian + torch.diag(diagonal - hessian.diagonal() + 0.01 * diagonal.mean())
+    weight = weight.masked_fill(dead, 0).double()
+    fixed = grid.fit(weight.float() if static_groups else whole, spec)
+    order = sorted(range(columns), key=lambda j: (-diagonal[j].item(), j)) if act_order else list(range(columns))
+    codes = torch.zeros(weight.shape, dtype=torch.uint8)
+    for place, column in enumerate(order):
+        left = order[place:]
+        if place % block_size == 0:
+            seen = weight.clone()  # what the grids of this block are fitted to
+        if spec.group_size is None:
+            scale, zero = fixed[0][:, 0], fixed[1][:, 0]
+        elif static_groups:
+            scale, zero = fixed[0][:, column // size], fixed[1][:, column // size]
+        elif place % size == 0:
+            scale, zero = (t[:, 0] for t in grid.fit(seen[:, left[:size]].float(), spec))
+        code = ((weight[:, column].float() / scale).round() + zero).clamp(0, spec.levels)
+        codes[:, column] = code
+        inverse = torch.linalg.inv(damped[left][:, left])
+        error = (weight[:, column] - scale.double() * (code - zero)) / inverse[0, 0]
+        weight[:, left] -= error[:, None] * inverse[0]
+    return codes
+
+
+@pytest.mark.parametrize("dead", [False, True])
+@pytest.mark.parametrize(("spec", "options"), SETTINGS)
+def test_is_optimal_brain_surgeon_in_one_order(spec: QuantizationSpec, options: dict, dead: bool) -> None:
+    weight, hessian = problem(30 + spec.bits)
+    if dead:
+        hessian = with_dead_columns(hessian)
+    codes = gptq.solve(weight, hessian, spec, **options).codes
+    assert (codes == surgeon(weight, hessian, spec, **options)).float().mean() > 0.99
 
 
 @pytest.mark.parametrize(
@@ -97,12 +172,14 @@ def test_block_size_does_not_matter_for_whole_rows(block_size: int) -> None:
 
 def test_dead_columns_become_zero_and_change_nothing_else() -> None:
     weight, hessian = problem(6)
-    hessian[[3, 40]] = 0
-    hessian[:, [3, 40]] = 0
+    weight[:, [3, 40]] *= 0.01  # so that they are no end of a row's range
     spec = QuantizationSpec(4)
-    quantised = dequantize(gptq.solve(weight, hessian, spec), spec)
-    assert (quantised[:, [3, 40]] == 0).all()
-    assert (quantised[:, 4:40] != 0).any()
+    solution = gptq.solve(weight, with_dead_columns(hessian), spec, damping=0.0)
+    assert (dequantize(solution, spec)[:, [3, 40]] == 0).all()
+    kept = [j for j in range(64) if j not in (3, 40)]
+    without = gptq.solve(weight[:, kept], hessian[kept][:, kept], spec, damping=0.0)
+    assert torch.equal(solution.scale, without.scale)
+    assert (solution.codes[:, kept] == without.codes).float().mean() > 0.99
 
 
 def test_group_index_rebuilds_the_weight() -> None:
@@ -114,19 +191,74 @@ def test_group_index_rebuilds_the_weight() -> None:
     assert (tensor.dequantize() - weight).abs().max() < 0.1
 
 
-def test_accumulator_is_a_mean_over_sequences_and_merges() -> None:
-    batches = [torch.randn(3, 5, 8), torch.randn(1, 9, 8), torch.randn(7, 8)]
-    whole, first, second = (gptq.HessianAccumulator(8, torch.float64) for _ in range(3))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_accumulator_is_a_mean_over_sequences_and_merges(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    width = 300  # more than one mirrored block
+    shapes = [(3, 5), (1, 9), (7,), (2, 3, 4)]
+    batches = [torch.randn(*shape, width, generator=generator) for shape in shapes]
+    whole, first, second = (gptq.HessianAccumulator(width, dtype) for _ in range(3))
     for batch in batches:
         whole.add(batch)
+        assert torch.equal(whole.hessian, whole.hessian.T)  # read in between, and go on
     first.add(batches[0])
-    second.add(batches[1])
-    second.add(batches[2])
+    for batch in batches[1:]:
+        second.add(batch)
     first.merge(second)
-    rows = torch.cat([batch.reshape(-1, 8) for batch in batches]).double()
-    assert whole.sequences == first.sequences == 5
-    torch.testing.assert_close(whole.hessian, 2 / 5 * rows.T @ rows)
-    torch.testing.assert_close(first.hessian, whole.hessian)
+    rows = torch.cat([batch.reshape(-1, width) for batch in batches]).double()
+    expected = (2 / 7 * rows.T @ rows).to(dtype)
+    assert whole.sequences == first.sequences == 7
+    torch.testing.assert_close(whole.hessian, expected)
+    torch.testing.assert_close(first.hessian, expected)
+    assert torch.equal(second.hessian, second.hessian.T)
+
+
+def test_accumulator_takes_what_a_model_gives() -> None:
+    halves = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    expected = halves.double().reshape(-1, 8).T @ halves.double().reshape(-1, 8)
+    for inputs in (halves, halves.float().requires_grad_(), halves.transpose(0, 1).contiguous().transpose(0, 1)):
+        total = gptq.HessianAccumulator(8)
+        total.add(inputs)
+        total.add(torch.empty(3, 0, 8))
+        assert total.sequences == 2
+        torch.testing.assert_close(total.hessian.double(), expected, rtol=1e-5, atol=1e-5)
+    empty = gptq.HessianAccumulator(8)
+    empty.merge(gptq.HessianAccumulator(8))
+    assert empty.sequences == 0
+    assert not empty.hessian.any()
+    empty.merge(total)
+    assert torch.equal(empty.hessian, total.hessian)
+
+
+def test_float64_hessian_is_factorised_in_float64() -> None:
+    weight, _ = problem(14)
+    generator = torch.Generator().manual_seed(14)
+    basis, _ = torch.linalg.qr(torch.randn(64, 64, generator=generator, dtype=torch.float64))
+    hessian = basis * torch.logspace(0, -12, 64, dtype=torch.float64) @ basis.T
+    spec = QuantizationSpec(4)
+    exact = gptq.solve(weight, hessian, spec, damping=0.0)
+    assert exact.damping == 0
+    assert (exact.codes == well_conditioned(weight, hessian, spec)).float().mean() > 0.99
+    with pytest.warns(UserWarning, match="could not be factorised"):
+        gptq.solve(weight, hessian.float(), spec, damping=0.0)
+
+
+def well_conditioned(weight: torch.Tensor, hessian: torch.Tensor, spec: QuantizationSpec) -> torch.Tensor:
+    """LDLQ, which needs no inverse."""
+    scale, zero = grid.fit(weight, spec)
+    return ldlq(weight, hessian, scale, zero, spec.levels)
+
+
+def test_inputs_of_very_unequal_size() -> None:
+    weight, hessian = problem(15)
+    size = torch.logspace(-6, 6, 64, dtype=torch.float64)
+    for dtype in (torch.float32, torch.float64):
+        wide = (hessian * size * size[:, None]).to(dtype)
+        solution = gptq.solve(weight, wide, QuantizationSpec(3, group_size=16), act_order=True)
+        assert torch.isfinite(solution.scale).all()
+        assert solution.loss >= 0
+    with pytest.raises(ValueError, match="cannot be factorised"):
+        gptq.solve(weight, hessian * 1e-90, QuantizationSpec(3))
 
 
 def test_singular_hessian_raises_damping_and_names_the_layer() -> None:
@@ -148,6 +280,16 @@ def test_bad_input_is_refused_by_name() -> None:
         gptq.quantize_layer(weight, hessian[:10, :10], spec, name="q_proj")
     with pytest.raises(ValueError, match="hessian of weight holds NaN"):
         gptq.quantize_layer(weight, hessian * float("nan"), spec)
+    with pytest.raises(ValueError, match="hessian of fc2 is zero"):
+        gptq.quantize_layer(weight, torch.zeros(64, 64), spec, name="fc2")
+    with pytest.raises(ValueError, match="negative diagonal"):
+        gptq.quantize_layer(weight, -hessian, spec)
+    with pytest.raises(ValueError, match="cannot be factorised"):
+        gptq.quantize_layer(weight, torch.eye(64) + 1e6 * (1 - torch.eye(64)) * torch.randn(64, 64).sign(), spec)
+    with pytest.raises(ValueError, match="other has 8 columns"):
+        gptq.HessianAccumulator(64).merge(gptq.HessianAccumulator(8))
+    with pytest.raises(ValueError, match="float32 or float64"):
+        gptq.HessianAccumulator(64, torch.bfloat16)
     with pytest.raises(ValueError, match="damping"):
         gptq.quantize_layer(weight, hessian, spec, damping=-1)
     with pytest.raises(ValueError, match="block_size"):

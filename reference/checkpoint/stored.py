@@ -1,0 +1,53 @@
+"""What the readers and writers of all formats share: taking tensors out of a file, checking them, 16-bit scales."""
+
+import torch
+from torch import Tensor
+
+
+def pop(stored: dict[str, Tensor], name: str, suffix: str) -> Tensor:
+    """Remove and return the tensor ``suffix`` of the layer ``name``.
+
+    Raises:
+        ValueError: it is not there.
+
+    Chapter: none (file format)
+    """
+    if f"{name}.{suffix}" not in stored:
+        raise ValueError(f"{name}.{suffix} is missing from the checkpoint")
+    return stored.pop(f"{name}.{suffix}")
+
+
+def check(name: str, suffix: str, tensor: Tensor, shape: tuple[int, ...], *, floating: bool = False) -> None:
+    """Insist on the shape of a tensor from a file, and on floating point or integers.
+
+    Raises:
+        ValueError: the tensor is otherwise, by name.
+
+    Chapter: none (file format)
+    """
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name}.{suffix} has shape {tuple(tensor.shape)}; it should be {shape}")
+    if tensor.is_floating_point() != floating:
+        raise ValueError(f"{name}.{suffix} has type {tensor.dtype}")
+
+
+def float16_scale(scale: Tensor, name: str, format: str) -> Tensor:
+    """``scale`` as float16, which is what the GPTQ and AWQ formats store, exactly.
+
+    Every bfloat16 number from 2⁻¹⁷ to 65,280 is a float16 number too, so nearly all scales of a
+    bfloat16 model pass. The codes were made for the scale as it is: another one is never put in its place.
+
+    Raises:
+        ValueError: a scale is no float16 number; the message says how to solve for float16 scales.
+
+    Chapter: none (file format)
+    """
+    stored = scale.to(torch.float16)
+    changed = stored.float() != scale.float()
+    if changed.any():
+        raise ValueError(
+            f"{name} has {int(changed.sum())} scales of {scale.numel()} that are no float16 numbers, the first "
+            f"{scale[changed][0].item():.4g}, and the {format} format stores float16; quantise with scale_dtype float16, "
+            "or write compressed-tensors"
+        )
+    return stored

@@ -1,0 +1,239 @@
+"""Layers that multiply integers: int8 activations × int8 weights, summed exactly in int32."""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from reference.quantization import activations as act
+from reference.quantization import round_to_nearest
+from reference.quantization.activations import ActivationSpec
+from reference.quantization.grid import QuantizationSpec
+from reference.tensors import QuantizedTensor
+
+#: Columns whose sum of products cannot leave int32, whatever the codes: (2³¹ − 1) // 128².
+MOST_INPUTS = (2**31 - 1) // 128**2
+#: Columns whose sum of products float32 holds exactly: 2²⁴ / 128².
+_EXACT_IN_FLOAT = 1024
+
+
+def integer_product(x: Tensor, weight: Tensor) -> Tensor:
+    """``x weightᵀ`` of int8 matrices, exact.
+
+    Uses ``torch._int_mm``, with padding where CUDA asks for multiples of 8; elsewhere, and on
+    processors on which it is not exact, float32 products of 1,024 columns at a time, which are.
+
+    Args:
+        x: int8 ``[rows, in]``.
+        weight: int8 ``[out, in]``.
+
+    Returns:
+        int32 ``[rows, out]``.
+
+    Raises:
+        TypeError: not int8.
+        ValueError: not matrices of the same width, or more than 131,071 columns, whose sum could
+            leave int32.
+
+    Chapter: none (the smoothquant chapter is to come)
+    """
+    if x.dtype != torch.int8 or weight.dtype != torch.int8:
+        raise TypeError(f"x is {x.dtype} and weight {weight.dtype}; both must be int8")
+    if x.ndim != 2 or weight.ndim != 2 or x.shape[1] != weight.shape[1]:
+        raise ValueError(f"x is {tuple(x.shape)}, weight {tuple(weight.shape)}; they must be [rows, in] and [out, in]")
+    if x.shape[1] > MOST_INPUTS:
+        raise ValueError(f"x has {x.shape[1]} columns; sums in int32 are exact up to {MOST_INPUTS:,}")
+    if x.numel() == 0 or weight.numel() == 0:
+        return torch.zeros(len(x), len(weight), dtype=torch.int32, device=x.device)
+    if x.is_cuda:
+        return _padded(x, weight)
+    # torch 2.13 misreads the layout of a weight with a single column.
+    if x.device.type == "cpu" and x.shape[1] > 1 and _int_mm_is_exact():
+        return torch._int_mm(x, weight.T)
+    return _in_float(x, weight)
+
+
+def _padded(x: Tensor, weight: Tensor) -> Tensor:
+    """``torch._int_mm`` on CUDA: more than 16 rows, and columns and outputs in multiples of 8."""
+    rows, columns, outputs = len(x), -x.shape[1] % 8, -len(weight) % 8
+    x = nn.functional.pad(x, (0, columns, 0, max(0, 17 - rows)))
+    if columns or outputs:
+        weight = nn.functional.pad(weight, (0, columns, 0, outputs))
+    return torch._int_mm(x, weight.T)[:rows, : weight.shape[0] - outputs]
+
+
+def _in_float(x: Tensor, weight: Tensor) -> Tensor:
+    total = torch.zeros(len(x), len(weight), dtype=torch.int32, device=x.device)
+    for begin in range(0, x.shape[1], _EXACT_IN_FLOAT):
+        part = slice(begin, begin + _EXACT_IN_FLOAT)
+        total += (x[:, part].float() @ weight[:, part].float().T).to(torch.int32)
+    return total
+
+
+@functools.cache
+def _int_mm_is_exact() -> bool:
+    """Whether this processor sums int8 products without saturating.
+
+    x86 processors without VNNI (before 2019) add pairs of products in 16 bits: 127·127 + 127·127
+    becomes 32,767, and torch does not say so.
+    """
+    weight = torch.full((8, 64), 127, dtype=torch.int8)
+    rows = torch.tensor([[127], [-128]], dtype=torch.int8).expand(2, 64).contiguous()
+    expected = torch.tensor([[127 * 127 * 64], [-128 * 127 * 64]], dtype=torch.int32).expand(2, 8)
+    many = rows.repeat(16, 1)
+    return (
+        torch.equal(torch._int_mm(rows, weight.T), expected)
+        and torch.equal(torch._int_mm(rows[:1], weight.T), expected[:1])
+        and torch.equal(torch._int_mm(many, weight.T), expected.repeat(16, 1))
+    )
+
+
+class _NoDerivative(torch.autograd.Function):
+    """Rounding has none that helps; without this the gradient would be cut off silently."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor, y: Tensor) -> Tensor:
+        return y
+
+    @staticmethod
+    def backward(ctx: object, *_: Tensor) -> None:
+        raise RuntimeError("Int8Linear has no derivative; train with fake quantisation and convert afterwards")
+
+
+class Int8Linear(nn.Module):
+    r"""``y = x Wᵀ + b`` in integers: :math:`y_{to} = s^x_t\, s^w_o \sum_j q^x_{tj} q^w_{oj} + b_o`.
+
+    The activations are quantised in the call, the sum is exact in int32, both scales and the bias
+    come after it in float32. With groups along the input each group is a sum of its own, scaled
+    before it is added: exact too, and slower. ``module.to(dtype)`` changes the bias only.
+
+    Args:
+        weight: symmetric, 8 bits or fewer (W4A8: 4-bit codes are held one a byte), from any solver.
+        activations: how the input is quantised.
+        bias: ``[out_features]`` or None.
+        input_scale: ``[1]``, of ``granularity="static"``.
+        channel_scale: ``[in_features]``; the input is divided by it before it is quantised, for
+            models that have no place to fold it into. ``weight`` is that of the multiplied columns.
+
+    Shape: ``[..., in_features]`` → ``[..., out_features]``, in the type of the input.
+
+    Raises:
+        ValueError: the grid is affine, groups are not consecutive, or a scale does not fit.
+
+    Chapter: none (the smoothquant chapter is to come)
+    """
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+    input_scale: Tensor | None
+    channel_scale: Tensor | None
+
+    def __init__(
+        self,
+        weight: QuantizedTensor,
+        activations: ActivationSpec | None = None,
+        bias: Tensor | None = None,
+        *,
+        input_scale: Tensor | None = None,
+        channel_scale: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.spec: QuantizationSpec = weight.spec
+        self.activations = activations or ActivationSpec()
+        if not self.spec.symmetric:
+            raise ValueError("weight has an affine grid; integer products need a symmetric one, where code 0 is zero")
+        if weight.group_index is not None:
+            raise ValueError("weight has a group index; integer sums need consecutive groups (static_groups=True)")
+        if (self.activations.granularity == "static") != (input_scale is not None):
+            raise ValueError(f"input_scale is for static activations and them alone, not {self.activations}")
+        if input_scale is not None and not (input_scale.numel() == 1 and 0 < input_scale < torch.inf):
+            raise ValueError(f"input_scale is {input_scale}; it must be one positive number")
+        if channel_scale is not None and (
+            tuple(channel_scale.shape) != (self.in_features,) or channel_scale.min() <= 0
+        ):
+            raise ValueError(f"channel_scale must be {self.in_features} positive numbers")
+        self.register_buffer("weight", (weight.codes.to(torch.int16) - self.spec.middle).to(torch.int8))
+        self.register_buffer("scale", weight.scale)
+        for name, tensor in (("bias", bias), ("input_scale", input_scale), ("channel_scale", channel_scale)):
+            self.register_buffer(name, None if tensor is None else tensor.detach().clone())
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        weight: QuantizedTensor | None = None,
+        activations: ActivationSpec | None = None,
+        *,
+        input_scale: Tensor | None = None,
+        channel_scale: Tensor | None = None,
+    ) -> "Int8Linear":
+        """The integer stand-in for ``linear``, keeping its bias.
+
+        Args:
+            weight: what a solver made of ``linear.weight``; by default it is rounded to the nearest
+                of 8 bits, one scale an output channel, after its columns are multiplied by
+                ``channel_scale``.
+            activations, input_scale, channel_scale: as in the class.
+
+        Raises:
+            ValueError: shapes differ, or as in the class.
+        """
+        if weight is None:
+            scaled = linear.weight.detach()
+            if channel_scale is not None:
+                scaled = scaled * channel_scale.to(scaled)
+            weight = round_to_nearest.quantize_layer(scaled, QuantizationSpec(8, symmetric=True))
+        if tuple(linear.weight.shape) != tuple(weight.shape):
+            raise ValueError(
+                f"weight is {tuple(weight.shape)}, the layer that it replaces {tuple(linear.weight.shape)}"
+            )
+        return cls(weight, activations, linear.bias, input_scale=input_scale, channel_scale=channel_scale)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Int8Linear":
+        stored = {name: getattr(self, name) for name in ("scale", "input_scale", "channel_scale")}
+        super()._apply(fn, recurse)
+        for name, before in stored.items():  # .half(), .to(bfloat16): would change weight or codes
+            if before is not None and getattr(self, name).dtype != before.dtype:
+                setattr(self, name, before.to(self.weight.device))
+        return self
+
+    @property
+    def tensor(self) -> QuantizedTensor:
+        """The compressed weight, as the constructor takes it."""
+        codes = (self.weight.to(torch.int16) + self.spec.middle).to(torch.uint8)
+        zero_point = torch.full_like(self.scale, self.spec.middle, dtype=torch.int32)
+        return QuantizedTensor.from_codes(codes, self.scale, zero_point, self.spec)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            rows = x.detach().reshape(-1, self.in_features).float()
+            if self.channel_scale is not None:
+                rows = rows / self.channel_scale.float()
+            codes, scale = act.quantize_activations(rows, self.activations, self.input_scale)
+            y = self._multiply(codes).mul_(scale)
+            if self.bias is not None:
+                y += self.bias.float()
+            y = y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+        return _NoDerivative.apply(x, y) if torch.is_grad_enabled() and x.requires_grad else y
+
+    def _multiply(self, codes: Tensor) -> Tensor:
+        """Codes times weight, float32 ``[rows, out_features]``."""
+        scale = self.scale.float()
+        size = self.spec.group_size or self.in_features
+        if size == self.in_features:
+            return integer_product(codes, self.weight).float().mul_(scale.T)
+        y = torch.zeros(len(codes), self.out_features, device=codes.device)
+        for group in range(self.in_features // size):
+            part = slice(group * size, (group + 1) * size)
+            y += (
+                integer_product(codes[:, part].contiguous(), self.weight[:, part].contiguous()).float()
+                * scale[:, group]
+            )
+        return y
+
+    def extra_repr(self) -> str:
+        kind = f"{self.spec.bits}-bit weights, {self.activations.bits}-bit {self.activations.granularity} activations"
+        return f"{self.in_features}, {self.out_features}, {kind}"

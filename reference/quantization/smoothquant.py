@@ -1,0 +1,70 @@
+r"""SmoothQuant: divide the activations' large channels by a factor that the weights take over.
+
+With activations and weights both in 8 bits, one step serves all channels of a token, so a channel that is a
+hundred times larger than the others leaves them a handful of codes. Dividing channel :math:`j` of the activations
+by :math:`s_j` and multiplying column :math:`j` of the weights by it changes nothing:
+
+.. math:: Y = X W^\top = (X\,\mathrm{diag}(s)^{-1})\,(W\,\mathrm{diag}(s))^\top, \qquad
+          s_j = \frac{\max |X_{:j}|^{\alpha}}{\max |W_{:j}|^{1 - \alpha}} .
+
+:math:`\alpha = 0` leaves the difficulty in the activations, 1 moves all of it to the weights, and with 1/2 both have
+the same largest value in every channel. :mod:`reference.quantization.channel_scale` moves the division into
+the norm before.
+
+    =================== ================== ======= ==========================================
+    paper               code               shape
+    =================== ================== ======= ==========================================
+    :math:`\max |X_j|`  activation_absmax  [in]    over the calibration tokens
+    :math:`\max |W_j|`  weight_absmax      [in]    over all rows of the layers that read X
+    :math:`s`           the result         [in]    multiplied into columns, divided out of inputs
+    :math:`\alpha`      alpha              number  0.5; 0.8 to 0.85 for models with larger outliers
+    =================== ================== ======= ==========================================
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+#: The least magnitude of a column, and of a factor: a channel that is always zero has them too.
+SMALLEST = 1e-5
+
+
+def smoothing_factors(activation_absmax: Tensor, weight_absmax: Tensor, alpha: float) -> Tensor:
+    """Factor of each channel.
+
+    Args:
+        activation_absmax: ``[in]``, largest magnitude of each input channel.
+        weight_absmax: ``[in]``, largest magnitude of each column over the layers that share the input.
+        alpha: how much of the difficulty the weights take, 0 to 1.
+
+    Returns:
+        ``[in]`` in the type of ``weight_absmax``, at least 1e-5.
+
+    Raises:
+        ValueError: shapes differ, a magnitude is negative or not finite, or ``alpha`` is out of range.
+
+    Source: Xiao et al. 2023, eq. 4; the clamps are those of the authors' ``smooth_ln_fcs``.
+
+    Chapter: none (the smoothquant chapter is to come)
+    """
+    if activation_absmax.ndim != 1 or activation_absmax.shape != weight_absmax.shape:
+        raise ValueError(
+            f"activation_absmax has shape {tuple(activation_absmax.shape)} and weight_absmax "
+            f"{tuple(weight_absmax.shape)}; both are [in_features]"
+        )
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha}; it may be 0 (weights untouched) to 1 (all moved to the weights)")
+    for name, absmax in (("activation_absmax", activation_absmax), ("weight_absmax", weight_absmax)):
+        if not torch.isfinite(absmax).all() or (absmax < 0).any():
+            raise ValueError(f"{name} holds negative, NaN or infinite values; it is a maximum of magnitudes")
+    weights = weight_absmax.clamp(min=SMALLEST)
+    return (activation_absmax.to(weights).pow(alpha) / weights.pow(1 - alpha)).clamp(min=SMALLEST)
+
+
+def columns_absmax(weights: Sequence[Tensor]) -> Tensor:
+    """Largest magnitude of each column over all of ``weights``, ``[out, in]`` each: ``[in]``.
+
+    Chapter: none (the smoothquant chapter is to come)
+    """
+    return torch.stack([weight.abs().amax(0) for weight in weights]).amax(0)

@@ -1,0 +1,1 @@
+"""Changes of a block that keep its function and make it easier to quantise."""

@@ -1,0 +1,184 @@
+"""The GPTQ and AWQ formats, read back by an unpacker that works on strings of bits."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from reference import checkpoint, workflow
+from reference.calibration import batches
+from reference.checkpoint import awq, gptq
+from reference.layers import QuantizedLinear
+from reference.models.families import block_linears
+from reference.quantization.grid import QuantizationSpec
+from reference.tensors import QuantizedTensor
+
+AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
+IDS = torch.arange(24).reshape(2, 12)
+
+
+def llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, max_position_embeddings=64,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+def bits_of(words: list[int]) -> str:
+    """Bit 0 of word 0 first."""
+    return "".join(format(word & 0xFFFFFFFF, "032b")[::-1] for word in words)
+
+
+def stream(words: list[int], bits: int, count: int) -> list[int]:
+    text = bits_of(words)
+    return [int(text[i * bits : (i + 1) * bits][::-1], 2) for i in range(count)]
+
+
+def slow_gptq(stored: dict[str, Tensor], name: str, bits: int, offset: int) -> Tensor:
+    """float64 weight ``[out, in]``, one number at a time."""
+    qweight, qzeros, scales, index = (stored[f"{name}.{s}"] for s in ("qweight", "qzeros", "scales", "g_idx"))
+    inputs, outputs = len(index), scales.shape[1]
+    zeros = [[(z + offset) % 2**bits for z in stream(row.tolist(), bits, outputs)] for row in qzeros]
+    weight = torch.empty(outputs, inputs, dtype=torch.float64)
+    for o in range(outputs):
+        codes = stream(qweight[:, o].tolist(), bits, inputs)
+        for i, (code, group) in enumerate(zip(codes, index.tolist(), strict=True)):
+            weight[o, i] = float(scales[group, o]) * (code - zeros[group][o])
+    return weight
+
+
+def slow_awq(stored: dict[str, Tensor], name: str, group_size: int) -> Tensor:
+    qweight, qzeros, scales = (stored[f"{name}.{s}"] for s in ("qweight", "qzeros", "scales"))
+    inputs, outputs = qweight.shape[0], scales.shape[1]
+
+    def nibble(words: Tensor, row: int, o: int) -> int:
+        word = int(words[row, o // 8]) & 0xFFFFFFFF
+        return word >> (4 * AWQ_ORDER.index(o % 8)) & 15
+
+    weight = torch.empty(outputs, inputs, dtype=torch.float64)
+    for o in range(outputs):
+        for i in range(inputs):
+            group = i // group_size
+            weight[o, i] = float(scales[group, o]) * (nibble(qweight, i, o) - nibble(qzeros, group, o))
+    return weight
+
+
+def saved(model: nn.Module, folder: Path, format: str) -> tuple[dict[str, Tensor], dict]:
+    checkpoint.save(model, folder, format)  # type: ignore[arg-type]
+    return load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
+
+
+@pytest.mark.parametrize("bits", gptq.BITS)
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("moved", [True, False])
+def test_gptq_files_mean_what_the_layers_compute(bits: int, symmetric: bool, moved: bool, tmp_path: Path) -> None:
+    model = workflow.quantize(
+        llama(), QuantizationSpec(bits, symmetric=symmetric, group_size=16), method="gptq", act_order=moved,
+        static_groups=False, calibration=batches(torch.randint(0, 64, (400,)), sequences=8, length=16),
+        scale_dtype=torch.float16,
+    )  # fmt: skip
+    stored, config = saved(model, tmp_path / "out", "gptq")
+    quantization = config["quantization_config"]
+    assert (quantization["bits"], quantization["group_size"], quantization["sym"]) == (bits, 16, symmetric)
+    assert quantization["desc_act"] is moved
+    assert json.loads((tmp_path / "out" / "quantize_config.json").read_text()) == quantization
+    offset = {"gptq": 1, "gptq_v2": 0}[quantization["checkpoint_format"]]
+    name, layer = next(block_linears(model))
+    expected = layer.tensor.dequantize(torch.float64)
+    torch.testing.assert_close(slow_gptq(stored, name, bits, offset), expected, rtol=0, atol=0)
+    loaded = checkpoint.load(tmp_path / "out")
+    assert torch.equal(loaded(IDS).logits, model(IDS).logits)
+    group_index = next(block_linears(loaded))[1].group_index
+    assert (group_index is not None) == moved
+
+
+def test_moved_groups_read_without_their_index_are_other_weights(tmp_path: Path) -> None:
+    model = workflow.quantize(
+        llama(), QuantizationSpec(4, group_size=16), method="gptq", act_order=True, static_groups=False,
+        calibration=batches(torch.randint(0, 64, (400,)), sequences=8, length=16), scale_dtype=torch.float16,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="compressed-tensors cannot hold a group index"):
+        checkpoint.save(model, tmp_path / "no")
+    with pytest.raises(ValueError, match="only the gptq format can hold"):
+        checkpoint.save(model, tmp_path / "no", "awq")
+    assert not (tmp_path / "no").exists()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data(), st.sampled_from(gptq.BITS), st.booleans())
+def test_any_codes_and_zero_points_come_back(data: st.DataObject, bits: int, zeros: bool) -> None:
+    outputs, groups = data.draw(st.sampled_from([32, 64])), data.draw(st.integers(1, 3))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32)))
+    codes = torch.randint(0, 2**bits, (outputs, 32 * groups), generator=generator).to(torch.uint8)
+    low = 0 if zeros else 1
+    zero_point = torch.randint(low, 2**bits, (outputs, groups), generator=generator, dtype=torch.int32)
+    if zeros:
+        zero_point[0, 0] = 0
+    scale = (torch.rand(outputs, groups, generator=generator) + 0.5).half()
+    layer = QuantizedLinear(QuantizedTensor.from_codes(codes, scale, zero_point, QuantizationSpec(bits, group_size=32)))
+    configuration = gptq.configuration({"layers.0.x": layer}, [])
+    assert configuration["checkpoint_format"] == ("gptq_v2" if zeros else "gptq")
+    stored = {f"layers.0.x.{s}": t for s, t in gptq.tensors(layer, "layers.0.x", configuration).items()}
+    back = gptq.Reader(configuration).take(stored, "layers.0.x", nn.Linear(32 * groups, outputs, bias=False))
+    assert not stored
+    assert torch.equal(back.tensor.codes, codes)
+    assert torch.equal(back.tensor.zero_point, zero_point)
+    assert torch.equal(back.tensor.scale, scale)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_awq_files_mean_what_the_layers_compute(symmetric: bool, tmp_path: Path) -> None:
+    model = workflow.quantize(
+        llama(), QuantizationSpec(4, symmetric=symmetric, group_size=16), method="awq", scale_dtype=torch.float16,
+        calibration=batches(torch.randint(0, 64, (400,)), sequences=8, length=16),
+    )  # fmt: skip
+    stored, config = saved(model, tmp_path / "out", "awq")
+    assert config["quantization_config"]["version"] == "gemm"
+    for name, layer in list(block_linears(model))[-2:]:
+        expected = layer.tensor.dequantize(torch.float64)
+        torch.testing.assert_close(slow_awq(stored, name, 16), expected, rtol=0, atol=0)
+    assert torch.equal(checkpoint.load(tmp_path / "out")(IDS).logits, model(IDS).logits)
+
+
+def test_what_the_formats_cannot_hold_is_refused_by_name(tmp_path: Path) -> None:
+    model = workflow.quantize(llama(), QuantizationSpec(3, symmetric=True), scale_dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"model\.layers\.0\.self_attn\.q_proj has 3 bits; the awq format holds 4"):
+        checkpoint.save(model, tmp_path / "no", "awq")
+    model = workflow.quantize(llama(), QuantizationSpec(5), scale_dtype=torch.float16)
+    with pytest.raises(ValueError, match="has 5 bits; the gptq format holds 2, 3, 4 and 8"):
+        checkpoint.save(model, tmp_path / "no", "gptq")
+    model = workflow.quantize(llama(), QuantizationSpec(4))
+    for _, layer in block_linears(model):
+        layer.scale = layer.scale.to(torch.bfloat16) * 1e-6
+    with pytest.raises(ValueError, match="scales of .* that are no float16 numbers"):
+        checkpoint.save(model, tmp_path / "no", "gptq")
+    assert not (tmp_path / "no").exists()
+
+
+def test_foreign_symmetric_files_with_other_zero_points_are_refused() -> None:
+    layer = QuantizedLinear(
+        QuantizedTensor.from_codes(
+            torch.zeros(32, 32, dtype=torch.uint8),
+            torch.ones(32, 1).half(),
+            torch.full((32, 1), 8),
+            QuantizationSpec(4),
+        )
+    )
+    configuration = gptq.configuration({"x": layer}, []) | {"sym": True, "checkpoint_format": "gptq_v2"}
+    stored = {f"x.{s}": t for s, t in gptq.tensors(layer, "x", configuration | {"checkpoint_format": "gptq"}).items()}
+    with pytest.raises(ValueError, match="is checkpoint_format right"):
+        gptq.Reader(configuration).take(stored, "x", nn.Linear(32, 32, bias=False))
+
+
+def test_nibbles_of_a_word_in_awq_order() -> None:
+    """By hand: output k of eight lies at the nibble whose place in the order is k."""
+    (word,) = awq.interleave(torch.arange(8, dtype=torch.uint8).reshape(1, 8)).flatten().tolist()
+    assert f"{word & 0xFFFFFFFF:08x}" == "75316420"
