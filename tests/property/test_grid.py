@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -124,6 +124,8 @@ def test_negating_the_weight_mirrors_an_affine_grid(case: tuple) -> None:
 
 
 @given(cases())
+@example((torch.tensor([[torch.finfo(torch.float32).tiny]]), QuantizationSpec(2)))
+@example((torch.tensor([[torch.finfo(torch.float32).tiny]]), QuantizationSpec(3, symmetric=True)))
 def test_matches_numpy_in_float64_up_to_ties(case: tuple) -> None:
     """Textbook formula, row by row and group by group, with no code shared."""
     weight, spec = case
@@ -137,7 +139,7 @@ def test_matches_numpy_in_float64_up_to_ties(case: tuple) -> None:
     if spec.symmetric:
         high = np.maximum(-low, high)
         low = -high
-    step = (high - low) / levels
+    step = np.maximum((high - low) / levels, torch.finfo(torch.float32).tiny)  # no step is subnormal
     zero = np.full_like(step, 2 ** (spec.bits - 1)) if spec.symmetric else np.rint(-low / step)
     position = flat / step[:, None]
     expected = np.clip(np.rint(position) + zero[:, None], 0, levels).reshape(ours.shape)
