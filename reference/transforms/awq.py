@@ -64,7 +64,7 @@ def scale_block(
 
     Source: Lin et al. 2024, section 3.2, and the authors' ``auto_scale_block`` and ``auto_clip_block``.
 
-    Chapter: none (the awq chapter is to come)
+    Chapter: quantization/awq
     """
     spec_of = spec if callable(spec) else lambda _: spec
     linears = {path: found for path, module in block.named_modules() if isinstance(module, nn.Linear)
