@@ -188,7 +188,7 @@ def capture(block: nn.Module, calls: list[Call], names: Iterable[str]) -> tuple[
         ``(outputs, inputs)``: the block's outputs, one for each batch, and for each name the calls
         of that module, one for each batch.
 
-    Chapter: none (the awq chapter is to come)
+    Chapter: quantization/awq
     """
     inputs: dict[str, list[Call]] = {name: [] for name in names}
     handles = [

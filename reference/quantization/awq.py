@@ -46,7 +46,7 @@ class AwqScale(NamedTuple):
     ``scale`` float32 ``[in]``, ``ratio`` its exponent, ``losses`` one mean squared error per ratio tried; the
     first of them is round to nearest.
 
-    Chapter: none (the awq chapter is to come)
+    Chapter: quantization/awq
     """
 
     scale: Tensor
@@ -66,7 +66,7 @@ def channel_scale(size: Tensor, ratio: float) -> Tensor:
 
     Source: Lin et al. 2024, eq. 5; clamp and centring are the authors' code.
 
-    Chapter: none (the awq chapter is to come)
+    Chapter: quantization/awq
     """
     scale = size.float().pow(ratio).clamp(min=1e-4)
     return scale / (scale.max() * scale.min()).sqrt()
@@ -103,7 +103,7 @@ def search_scale(
 
     Source: Lin et al. 2024, section 3.2, and the authors' ``auto_scale_block``.
 
-    Chapter: none (the awq chapter is to come)
+    Chapter: quantization/awq
     """
     weights = [weights] if isinstance(weights, Tensor) else list(weights)
     specs = [spec] * len(weights) if isinstance(spec, QuantizationSpec) else list(spec)
@@ -161,7 +161,7 @@ def search_clip(
 
     Source: the authors' ``auto_clip_layer``; named, not described, in Lin et al. 2024, section 3.2.
 
-    Chapter: none (the awq chapter is to come)
+    Chapter: quantization/awq
     """
     check_weight(weight, spec, name)
     if spec.per_tensor:
@@ -203,7 +203,7 @@ def clip(weight: Tensor, limit: Tensor) -> Tensor:
     Returns:
         A new tensor like ``weight``.
 
-    Chapter: none (the awq chapter is to come)
+    Chapter: quantization/awq
     """
     limit = limit.to(weight.dtype)
     groups = weight.reshape(*limit.shape[:2], -1)

@@ -23,7 +23,7 @@ def foldable(previous: nn.Module, linears: Sequence[nn.Module]) -> bool:
     taken. With grouped-query attention the values have fewer channels than the output projection reads:
     several heads share a channel, so no scale of the columns can be moved there.
 
-    Chapter: none (the awq chapter is to come)
+    Chapter: quantization/awq
     """
     weight = getattr(previous, "weight", None)
     widths = {linear.get_parameter("weight").shape[1] for linear in linears}
@@ -52,7 +52,7 @@ def fold(previous: nn.Module, linears: Sequence[nn.Module], scale: Tensor, *, na
         ValueError: shapes do not match (:func:`foldable`), the scale is not positive and finite, or a
             result does not fit into the parameter's type. Nothing is changed then.
 
-    Chapter: none (the awq chapter is to come)
+    Chapter: quantization/awq
     """
     if scale.ndim != 1 or not torch.isfinite(scale).all() or not (scale > 0).all():
         bad = int((~(torch.isfinite(scale) & (scale > 0))).sum())

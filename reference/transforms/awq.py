@@ -64,7 +64,7 @@ def scale_block(
 
     Source: Lin et al. 2024, section 3.2, and the authors' ``auto_scale_block`` and ``auto_clip_block``.
 
-    Chapter: none (the awq chapter is to come)
+    Chapter: quantization/awq
     """
     spec_of = spec if callable(spec) else lambda _: spec
     linears = {path: found for path, module in block.named_modules() if isinstance(module, nn.Linear)
@@ -144,13 +144,14 @@ def _sample(
 def _check_same(block: nn.Module, call: Call, before: Tensor, name: str) -> None:
     """Refuse a block whose function the scales have changed by more than its type explains."""
     args, kwargs = call
-    after = _first(block(*args, **kwargs)).float()
+    after, epsilon = _first(block(*args, **kwargs)), torch.finfo(before.dtype).eps
     added = (before.float() - args[0].float()).norm()  # what the block adds to the residual stream
-    change = float((after - before.float()).norm() / added.clamp(min=1e-30))
-    if change > (1e-2 if before.dtype in (torch.float32, torch.float64) else 1e-1):
+    change = (after.float() - before.float()).norm()
+    share = 1e-3 if epsilon < 1e-6 else 0.1
+    if change > share * added + 4 * epsilon * before.float().norm():
         raise ValueError(
-            f"{name}: the scales changed what the block computes by {change:.1%}. A row of its family's scalings does "
-            "not hold for this model (another activation, norms behind the residual, shared projections); leave it out"
+            f"{name}: the scales changed what the block computes by {float(change / added):.1%}. A row of its family's "
+            "scalings does not hold for this model (another activation, norms behind the residual, fused projections)"
         )
 
 
