@@ -26,16 +26,31 @@ def peak():
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
 """
+ANONYMOUS = """
+import threading, time
+highest = 0
+def anonymous():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon"))
+def sample():
+    global highest
+    while True:
+        highest = max(highest, anonymous())
+        time.sleep(0.01)
+"""
 IMPORTS = (
     PEAK
+    + ANONYMOUS
     + """
+import json
 from transformers import LlamaForCausalLM
 from reference import pipeline
-print(peak())
+print(json.dumps({"peak": peak(), "anonymous": anonymous()}))
 """
 )
 RUN = (
     PEAK
+    + ANONYMOUS
     + """
 import json, sys
 from pathlib import Path

@@ -37,7 +37,7 @@ app = typer.Typer(
 errors = Console(stderr=True)
 
 Model = Annotated[
-    str, typer.Argument(help="Folder, name on the hub, or 'tutorial'.", show_default=False, metavar="MODEL")
+    str, typer.Argument(help="Folder, name on the hub, 'tutorial' or 'minilm'.", show_default=False, metavar="MODEL")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Texts = Annotated[
@@ -97,8 +97,12 @@ def quantize(
         ),
     ] = True,
     alpha: Annotated[
-        float, typer.Option(help="For smoothquant: 0 changes nothing, 1 moves all of the outliers to the weights.")
-    ] = 0.5,
+        str,
+        typer.Option(
+            help="For smoothquant: share of the difficulty that the weights take, 0 to 1; 'auto' searches it "
+            "(with --activations)."
+        ),
+    ] = "0.5",
     format: Annotated[str, typer.Option(help="Checkpoint: compressed-tensors, gptq, or awq (4 bits).")] = (
         "compressed-tensors"
     ),
@@ -136,7 +140,7 @@ def quantize(
 
     Example: python -m reference quantize tutorial --method gptq --bits 3 --act-order --output smaller
 
-    Example: python -m reference quantize tutorial --method gptq --bits 3 --bits-for '*.down_proj=4' --output mixed
+    Example: python -m reference quantize tutorial --method gptq --bits 3 --bits-for '*down_proj=4' --output mixed
 
     Example: python -m reference quantize tutorial --method smoothquant --bits 8 --group-size -1
     --activations per_token --output integers
@@ -177,7 +181,7 @@ def quantize(
     with _progress("quantising", silent=group.rank > 0) as track:
         errors = quantize_folder(
             folder, output, spec, bits=_bits_for(bits_for), skip=tuple(skip), method=method, activations=inputs,
-            calibration=drawn, damping=damping, act_order=act_order, static_groups=static_groups, alpha=alpha,
+            calibration=drawn, damping=damping, act_order=act_order, static_groups=static_groups, alpha=_alpha(alpha),
             format=format, tokenizer=tokenizer, ranks=group, announce=announce, measure=measure if texts else None,
             progress=track,
         )  # fmt: skip
@@ -323,6 +327,15 @@ def _predicts(folder: Path) -> bool:
     from reference.models.families import family_of_type
 
     return family_of_type(json.loads((folder / "config.json").read_text())["model_type"]).head is not None
+
+
+def _alpha(value: str) -> float | None:
+    if value == "auto":
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError(f"--alpha is {value!r}; it may be a number from 0 to 1, or 'auto'") from None
 
 
 def _bits_for(pairs: list[str]) -> dict[str, int]:

@@ -6,10 +6,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from reference.quantization import activations as act
-from reference.quantization import round_to_nearest
-from reference.quantization.activations import ActivationSpec
+from reference.quantization.activations import ActivationSpec, quantize_activations
 from reference.quantization.grid import QuantizationSpec
+from reference.quantization.round_to_nearest import quantize_layer
 from reference.tensors import QuantizedTensor
 
 #: Columns whose sum of products cannot leave int32, whatever the codes: (2³¹ − 1) // 128².
@@ -106,7 +105,8 @@ class Int8Linear(nn.Module):
 
     The activations are quantised in the call, the sum is exact in int32, both scales and the bias
     come after it in float32. With groups along the input each group is a sum of its own, scaled
-    before it is added: exact too, and slower. ``module.to(dtype)`` changes the bias only.
+    before it is added: exact too, and slower. ``module.to(dtype)`` changes the bias only. There is no
+    derivative: going backward raises.
 
     Args:
         weight: symmetric, 8 bits or fewer (W4A8: 4-bit codes are held one a byte), from any solver.
@@ -115,6 +115,10 @@ class Int8Linear(nn.Module):
         input_scale: ``[1]``, of ``granularity="static"``.
         channel_scale: ``[in_features]``; the input is divided by it before it is quantised, for
             models that have no place to fold it into. ``weight`` is that of the multiplied columns.
+
+    Attributes:
+        weight: int8 ``[out_features, in_features]``, the codes less the middle one.
+        scale: ``[out_features, groups]`` or ``[1, 1]``, as stored.
 
     Shape: ``[..., in_features]`` → ``[..., out_features]``, in the type of the input.
 
@@ -151,8 +155,8 @@ class Int8Linear(nn.Module):
             raise ValueError(f"input_scale is for static activations and them alone, not {self.activations}")
         if input_scale is not None and not (input_scale.numel() == 1 and 0 < input_scale < torch.inf):
             raise ValueError(f"input_scale is {input_scale}; it must be one positive number")
-        if channel_scale is not None and (
-            tuple(channel_scale.shape) != (self.in_features,) or channel_scale.min() <= 0
+        if channel_scale is not None and not (
+            tuple(channel_scale.shape) == (self.in_features,) and ((channel_scale > 0) & channel_scale.isfinite()).all()
         ):
             raise ValueError(f"channel_scale must be {self.in_features} positive numbers")
         self.register_buffer("weight", (weight.codes.to(torch.int16) - self.spec.middle).to(torch.int8))
@@ -173,19 +177,19 @@ class Int8Linear(nn.Module):
         """The integer stand-in for ``linear``, keeping its bias.
 
         Args:
-            weight: what a solver made of ``linear.weight``; by default it is rounded to the nearest
-                of 8 bits, one scale an output channel, after its columns are multiplied by
-                ``channel_scale``.
+            weight: what a solver made of ``linear.weight``, its columns multiplied by ``channel_scale``.
+                By default they are multiplied and rounded to nearest here, 8 bits, one scale an output
+                channel.
             activations, input_scale, channel_scale: as in the class.
 
         Raises:
             ValueError: shapes differ, or as in the class.
         """
         if weight is None:
-            scaled = linear.weight.detach()
+            columns = linear.weight.detach()
             if channel_scale is not None:
-                scaled = scaled * channel_scale.to(scaled)
-            weight = round_to_nearest.quantize_layer(scaled, QuantizationSpec(8, symmetric=True))
+                columns = columns * channel_scale.to(columns)
+            weight = quantize_layer(columns, QuantizationSpec(8, symmetric=True))
         if tuple(linear.weight.shape) != tuple(weight.shape):
             raise ValueError(
                 f"weight is {tuple(weight.shape)}, the layer that it replaces {tuple(linear.weight.shape)}"
@@ -212,8 +216,8 @@ class Int8Linear(nn.Module):
             rows = x.detach().reshape(-1, self.in_features).float()
             if self.channel_scale is not None:
                 rows = rows / self.channel_scale.float()
-            codes, scale = act.quantize_activations(rows, self.activations, self.input_scale)
-            y = self._multiply(codes).mul_(scale)
+            codes, step = quantize_activations(rows, self.activations, self.input_scale)
+            y = self._multiply(codes).mul_(step)
             if self.bias is not None:
                 y += self.bias.float()
             y = y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
@@ -228,10 +232,8 @@ class Int8Linear(nn.Module):
         y = torch.zeros(len(codes), self.out_features, device=codes.device)
         for group in range(self.in_features // size):
             part = slice(group * size, (group + 1) * size)
-            y += (
-                integer_product(codes[:, part].contiguous(), self.weight[:, part].contiguous()).float()
-                * scale[:, group]
-            )
+            product = integer_product(codes[:, part].contiguous(), self.weight[:, part].contiguous())
+            y += product.float() * scale[:, group]
         return y
 
     def extra_repr(self) -> str:

@@ -37,7 +37,7 @@ def quantize_folder(
     damping: float = 0.01,
     act_order: bool = False,
     static_groups: bool = True,
-    alpha: float = 0.5,
+    alpha: float | None = 0.5,
     format: str = "compressed-tensors",
     tokenizer: PreTrainedTokenizerBase | None = None,
     ranks: Ranks = ALONE,

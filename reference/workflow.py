@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from reference.quantization.grid import QuantizationSpec, check_weight
 from reference.ranks import ALONE, Ranks
 from reference.rounding import LayerError, Options, Rounding
 from reference.transforms.awq import scale_block
-from reference.transforms.smoothquant import smooth_block
+from reference.transforms.smoothquant import search_alpha, smooth_block
 
 #: A change of the weights that keeps the function, if any, and the solver that rounds them.
 METHODS = ("round_to_nearest", "gptq", "awq", "awq+gptq", "smoothquant", "smoothquant+gptq")
@@ -32,7 +33,7 @@ def quantize(
     damping: float = 0.01,
     act_order: bool = False,
     static_groups: bool = True,
-    alpha: float = 0.5,
+    alpha: float | None = 0.5,
     scale_dtype: torch.dtype | None = None,
     progress: Callable[[list], Iterable] = iter,
     job: Job | None = None,
@@ -57,7 +58,8 @@ def quantize(
         damping, act_order: for GPTQ, as :func:`reference.quantization.gptq.quantize_layer`.
         static_groups: with act_order and groups. False moves groups with the columns; only the
             checkpoint format ``"gptq"`` holds the group index that this makes.
-        alpha: for SmoothQuant, as :func:`reference.quantization.smoothquant.smoothing_factors`.
+        alpha: for SmoothQuant, as :func:`reference.quantization.smoothquant.smoothing_factors`; None searches
+            it (:func:`reference.transforms.smoothquant.search_alpha`), which needs ``activations`` and one grid.
         scale_dtype: type of the stored scales; that of :func:`reference.tensors.storage_dtype` if None.
         progress: wraps the list of blocks, for a progress bar.
         job: keeps each finished block, so that a run that was killed goes on with the next one.
@@ -92,6 +94,8 @@ def quantize(
         if rescaled:
             model.get_submodule(path).load_state_dict(rescaled[0])
 
+    if transform == "smoothquant" and alpha is None:
+        alpha = _search_alpha(model, grids, mine, activations, progress, job, streamed, ranks)
     if transform:
         _rescale(model, transform, grids, mine, alpha, progress, job, streamed, ranks)
     options = Options(solver, activations, damping, act_order, static_groups, scale_dtype)
@@ -167,12 +171,37 @@ def check(
     return grids
 
 
+def _search_alpha(
+    model: nn.Module,
+    grids: dict[str, QuantizationSpec],
+    calibration: list[Tensor],
+    activations: ActivationSpec | None,
+    progress: Callable[[list], Iterable],
+    job: Job | None,
+    streamed: StreamedModel | None,
+    ranks: Ranks,
+) -> float:
+    if activations is None or len(set(grids.values())) > 1:
+        raise ValueError("alpha is None; a search needs quantised activations and the same grid for all layers")
+    finished = job.get("alpha") if job else None
+    if finished:
+        return finished[1]["alpha"]
+    hooks: dict[str, Any] = {} if streamed is None else {"enter": streamed.enter, "leave": streamed.leave}
+    found = search_alpha(
+        model, calibration, weights=next(iter(grids.values())), activations=activations, total=ranks.total,
+        largest=ranks.largest, progress=progress, **hooks,
+    )  # fmt: skip
+    if job and ranks.rank == 0:
+        job.put("alpha", {}, found._asdict())
+    return found.alpha
+
+
 def _rescale(
     model: nn.Module,
     transform: str,
     grids: dict[str, QuantizationSpec],
     calibration: list[Tensor],
-    alpha: float,
+    alpha: float | None,
     progress: Callable[[list], Iterable],
     job: Job | None,
     streamed: StreamedModel | None,
@@ -196,6 +225,7 @@ def _rescale(
                 block, calls, scalings, lambda name: grids.get(f"{path}.{name}"), total=ranks.total, name=path
             )
         else:
+            assert alpha is not None
             outputs = smooth_block(block, calls, scalings, alpha=alpha, largest=ranks.largest, name=path)
         if job and ranks.rank == 0:
             job.put(f"{transform}.{path}", dict(block.state_dict()), {})

@@ -12,12 +12,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from reference import checkpoint, cli, pipeline, workflow
 from reference.calibration import batches, working_memory
+from reference.job import Job
 from reference.layers import QuantizedLinear
 from reference.models import loading
 from reference.models.streaming import StreamedModel
 from reference.quantization import CalibrationWarning
+from reference.quantization.activations import ActivationSpec
 from reference.quantization.grid import QuantizationSpec
 from reference.ranks import Ranks
+from reference.transforms.smoothquant import search_alpha
 
 SPEC = QuantizationSpec(3, symmetric=True, group_size=32)
 
@@ -140,6 +143,24 @@ def test_a_pattern_of_bits_is_checked(tmp_path: Path, capsys: pytest.CaptureFixt
         with pytest.raises(SystemExit):
             cli.main(["quantize", "tutorial", "--output", str(tmp_path / "out"), "--bits-for", wrong])
         assert f"--bits-for is '{wrong}'; it should be PATTERN=BITS" in capsys.readouterr().err
+
+
+def test_alpha_is_searched_once_for_the_model(
+    folder: Path, drawn: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid, inputs = QuantizationSpec(8, symmetric=True), ActivationSpec("per_tensor")
+    options = {"method": "smoothquant", "activations": inputs, "calibration": drawn}
+    best = search_alpha(loading.load_float(folder), drawn, weights=grid, activations=inputs).alpha
+    pipeline.quantize_folder(folder, tmp_path / "searched", grid, alpha=None, **options)  # type: ignore[arg-type]
+    pipeline.quantize_folder(folder, tmp_path / "given", grid, alpha=best, **options)  # type: ignore[arg-type]
+    searched, given = (checkpoint.load(tmp_path / name).state_dict() for name in ("searched", "given"))
+    assert all(torch.equal(searched[name], given[name]) for name in given)
+    job = Job(tmp_path / "job", {})
+    for _ in range(2):  # what the job holds is not searched again
+        workflow.quantize(loading.load_float(folder), grid, alpha=None, job=job, **options)  # type: ignore[arg-type]
+        monkeypatch.setattr(workflow, "search_alpha", None)
+    with pytest.raises(ValueError, match="alpha is None; a search needs quantised activations"):
+        workflow.quantize(loading.load_float(folder), grid, method="smoothquant", alpha=None, calibration=drawn)
 
 
 # --- several processes ------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from reference.models import tutorial
+from reference.models import minilm, tutorial
 from reference.models.conv1d import linearize
 from reference.models.families import blocks, family_of_type
 
@@ -18,7 +18,8 @@ def resolve(name: str) -> Path:
     """Folder of the model called ``name``.
 
     Args:
-        name: ``"tutorial"`` for the shipped model, a folder, or a name on the hub, which is
+        name: ``"tutorial"`` for the shipped model, ``"minilm"`` for the encoder of
+            :mod:`reference.models.minilm`, a folder, or a name on the hub, which is
             downloaded into the usual cache (safetensors only).
 
     Raises:
@@ -28,6 +29,8 @@ def resolve(name: str) -> Path:
     """
     if name == "tutorial":
         return tutorial.PATH
+    if name == "minilm":
+        return minilm.path()
     folder = Path(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():

@@ -7,9 +7,10 @@ by :math:`s_j` and multiplying column :math:`j` of the weights by it changes not
 .. math:: Y = X W^\top = (X\,\mathrm{diag}(s)^{-1})\,(W\,\mathrm{diag}(s))^\top, \qquad
           s_j = \frac{\max |X_{:j}|^{\alpha}}{\max |W_{:j}|^{1 - \alpha}} .
 
-:math:`\alpha = 0` leaves the difficulty in the activations, 1 moves all of it to the weights, and with 1/2 both have
-the same largest value in every channel. :mod:`reference.quantization.channel_scale` moves the division into
-the norm before.
+With :math:`\alpha = 1` every channel of the activations gets the largest value 1, with :math:`\alpha = 0` every
+column of the weights (which is not the same as leaving them alone), and with 1/2 both get
+:math:`\sqrt{\max|X_{:j}| \max|W_{:j}|}`. :mod:`reference.quantization.channel_scale` moves the division into the
+norm before.
 
     =================== ================== ======= ==========================================
     paper               code               shape
@@ -33,13 +34,19 @@ SMALLEST = 1e-5
 def smoothing_factors(activation_absmax: Tensor, weight_absmax: Tensor, alpha: float) -> Tensor:
     """Factor of each channel.
 
+    A channel that no weight reads gets a large factor, and one that was never active gets 1e-5, as in the authors'
+    code: its norm weight grows by 100,000, beyond what float16 holds.
+    :func:`reference.transforms.smoothquant.group_factors` takes 1 for it.
+
     Args:
         activation_absmax: ``[in]``, largest magnitude of each input channel.
         weight_absmax: ``[in]``, largest magnitude of each column over the layers that share the input.
-        alpha: how much of the difficulty the weights take, 0 to 1.
+        alpha: how much of the difficulty the weights take, 0 to 1; 0.5 is the paper's choice for OPT, 0.7 to 0.9
+            are usual for Llama models.
 
     Returns:
-        ``[in]`` in the type of ``weight_absmax``, at least 1e-5.
+        ``[in]``, at least 1e-5; float32, or float64 if an argument is. The authors compute in the model's type: in
+        float16 three digits are left.
 
     Raises:
         ValueError: shapes differ, a magnitude is negative or not finite, or ``alpha`` is out of range.
@@ -54,12 +61,13 @@ def smoothing_factors(activation_absmax: Tensor, weight_absmax: Tensor, alpha: f
             f"{tuple(weight_absmax.shape)}; both are [in_features]"
         )
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is {alpha}; it may be 0 (weights untouched) to 1 (all moved to the weights)")
+        raise ValueError(f"alpha is {alpha}; it may be 0 (none of the difficulty goes to the weights) to 1 (all)")
     for name, absmax in (("activation_absmax", activation_absmax), ("weight_absmax", weight_absmax)):
         if not torch.isfinite(absmax).all() or (absmax < 0).any():
             raise ValueError(f"{name} holds negative, NaN or infinite values; it is a maximum of magnitudes")
-    weights = weight_absmax.clamp(min=SMALLEST)
-    return (activation_absmax.to(weights).pow(alpha) / weights.pow(1 - alpha)).clamp(min=SMALLEST)
+    wide = torch.promote_types(torch.promote_types(activation_absmax.dtype, weight_absmax.dtype), torch.float32)
+    activations, weights = activation_absmax.to(wide), weight_absmax.to(wide).clamp(min=SMALLEST)
+    return (activations.pow(alpha) / weights.pow(1 - alpha)).clamp(min=SMALLEST)
 
 
 def columns_absmax(weights: Sequence[Tensor]) -> Tensor:

@@ -1,18 +1,29 @@
-"""SmoothQuant on a whole block: one pass for the largest inputs, then the factors go into the norms.
+"""SmoothQuant on blocks and models: one float pass for the largest inputs, then the factors go into the norms.
 
 Only what a norm feeds is smoothed, as the authors do: there outliers live, and a norm carries the division for
-nothing. The inputs of the output and down projections stay as they are.
+nothing. The inputs of the output and down projections stay as they are. Where no norm can carry it, because the
+residual reads the norm's output too (BERT), the layers divide their input themselves.
 """
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from reference.calibration import Call
-from reference.models.families import Scaling
-from reference.quantization import smoothquant
+from reference.calibration import Call, capture, walk_blocks
+from reference.int8 import Int8Linear
+from reference.models.families import Family, Scaling, family_of, replace_module
+from reference.quantization import round_to_nearest, smoothquant
+from reference.quantization.activations import AbsmaxAccumulator, ActivationSpec, scale_of
 from reference.quantization.channel_scale import fold
+from reference.quantization.grid import QuantizationSpec
+
+#: 8 bits, symmetric, one scale an output channel.
+W8 = QuantizationSpec(8, symmetric=True)
+#: What :func:`search_alpha` tries.
+ALPHAS = tuple(i / 10 for i in range(11))
 
 
 @torch.no_grad()
@@ -46,31 +57,220 @@ def smooth_block(
 
     Chapter: none (the smoothquant chapter is to come)
     """
-    chosen = [scaling for scaling in scalings if not isinstance(block.get_submodule(scaling.previous), nn.Linear)]
-    absmax: dict[str, Tensor] = {}
+    chosen = _behind_norms(block, scalings)
+    outputs, absmax = input_absmax(block, calls, [scaling.linears[0] for scaling in chosen], largest=largest, name=name)
+    _smooth(block, chosen, absmax, alpha, name)
+    return outputs
 
-    def watch(path: str) -> Callable:
-        def hook(_: nn.Module, args: tuple) -> None:
-            found = args[0].detach().abs().flatten(0, -2).amax(0).float()
-            absmax[path] = torch.maximum(absmax[path], found) if path in absmax else found
 
-        return hook
+@torch.no_grad()
+def input_absmax(
+    block: nn.Module,
+    calls: list[Call],
+    names: Iterable[str],
+    *,
+    largest: Callable[[Tensor], Tensor] = lambda part: part,
+    name: str = "block",
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Run a block on every batch, and keep the largest magnitude in each input channel of some layers.
 
-    firsts = {scaling: scaling.linears[0] for scaling in chosen}
-    handles = [block.get_submodule(path).register_forward_pre_hook(watch(path)) for path in firsts.values()]
+    Args:
+        block, calls, largest, name: as :func:`smooth_block`.
+        names: of linear layers below the block.
+
+    Returns:
+        ``(outputs, absmax)``: the block's outputs, one for each call, and float32 ``[in_features]`` by name.
+
+    Raises:
+        ValueError: NaN or infinite activations, by name.
+
+    Chapter: none (the smoothquant chapter is to come)
+    """
+    seen: dict[str, AbsmaxAccumulator] = {}
+    handles = []
+    for path in names:
+        linear = block.get_submodule(path)
+        weight = linear.get_parameter("weight")
+        seen[path] = AbsmaxAccumulator(weight.shape[1], weight.device)
+        handles.append(
+            linear.register_forward_pre_hook(lambda _, args, path=path: seen[path].add(args[0], f"{name}.{path}"))
+        )
     try:
-        outputs = [
-            result[0] if isinstance(result := block(*args, **kwargs), tuple) else result for args, kwargs in calls
-        ]
+        outputs, _ = capture(block, calls, ())
     finally:
         for handle in handles:
             handle.remove()
-    for scaling, path in firsts.items():
-        activations = largest(absmax[path])
-        if not torch.isfinite(activations).all():
-            raise ValueError(f"{name}.{path} holds NaN or infinite activations; the model overflows before this layer")
-        behind = [block.get_submodule(linear) for linear in scaling.linears]
-        weights = smoothquant.columns_absmax([linear.get_parameter("weight").detach().float() for linear in behind])
-        factors = smoothquant.smoothing_factors(activations, weights, alpha)
-        fold(block.get_submodule(scaling.previous), behind, factors, name=f"{name}: smoothing factors of {path}")
-    return outputs
+    return outputs, {path: largest(accumulator.absmax) for path, accumulator in seen.items()}
+
+
+def group_factors(linears: Sequence[nn.Module], activation_absmax: Tensor, alpha: float) -> Tensor:
+    """Smoothing factors of layers that share an input.
+
+    Args:
+        linears: the layers; a column's maximum is taken over all of them.
+        activation_absmax: ``[in_features]``.
+        alpha: as :func:`reference.quantization.smoothquant.smoothing_factors`.
+
+    Returns:
+        float32 ``[in_features]``. A channel that calibration never saw active gets 1, where the authors' code gives
+        it 1e-5.
+
+    Chapter: none (the smoothquant chapter is to come)
+    """
+    weights = [linear.get_parameter("weight").detach().float() for linear in linears]
+    factors = smoothquant.smoothing_factors(activation_absmax, smoothquant.columns_absmax(weights), alpha)
+    return torch.where(activation_absmax > 0, factors, 1.0)
+
+
+@torch.no_grad()
+def quantize_integer(
+    model: nn.Module,
+    inputs: list[Tensor],
+    *,
+    alpha: float | None = 0.5,
+    weights: QuantizationSpec = W8,
+    activations: ActivationSpec | None = None,
+    progress: Callable[[list], Iterable] = iter,
+) -> nn.Module:
+    """Smooth a model and replace the linear layers of its blocks by integer ones, in place, in one float pass.
+
+    Args:
+        model: an architecture of :mod:`reference.models.families`.
+        inputs: token batches, as for :func:`reference.calibration.walk_blocks`.
+        alpha: as :func:`reference.quantization.smoothquant.smoothing_factors`; None does not smooth.
+        weights: a symmetric grid; rounded to nearest.
+        activations: granularity and bits, by default 8 bits per token; static scales are calibrated on ``inputs``.
+        progress: wraps the list of blocks, for a progress bar.
+
+    Returns:
+        ``model``, its layers :class:`~reference.int8.Int8Linear`. An encoder whose norms cannot carry the factors has
+        them in its layers, as ``channel_scale``.
+
+    Raises:
+        ValueError: as :func:`smooth_block`, or a grid that integers cannot compute with.
+
+    Chapter: none (the smoothquant chapter is to come)
+    """
+    family, spec = family_of(model), activations or ActivationSpec()
+
+    def visit(path: str, block: nn.Module, calls: list[Call]) -> list[Tensor]:
+        outputs, absmax = input_absmax(block, calls, [group[0] for group in family.sublayers], name=path)
+        _to_integers(block, family, absmax, alpha, weights, spec, path)
+        return outputs
+
+    walk_blocks(model, inputs, visit, progress=progress)
+    return model
+
+
+class AlphaSearch(NamedTuple):
+    """The best alpha, and the loss of each that was tried.
+
+    Chapter: none (the smoothquant chapter is to come)
+    """
+
+    alpha: float
+    losses: dict[float, float]
+
+
+@torch.no_grad()
+def search_alpha(
+    model: nn.Module,
+    inputs: list[Tensor],
+    *,
+    alphas: Sequence[float] = ALPHAS,
+    weights: QuantizationSpec = W8,
+    activations: ActivationSpec | None = None,
+    total: Callable[[Tensor], Tensor] = lambda part: part,
+    largest: Callable[[Tensor], Tensor] = lambda part: part,
+    enter: Callable[[str], None] = lambda path: None,
+    leave: Callable[[str], None] = lambda path: None,
+    progress: Callable[[list], Iterable] = iter,
+) -> AlphaSearch:
+    r"""One alpha for the whole model: the one whose integer blocks are closest to the float blocks.
+
+    Every block gets what the float blocks before it compute. The loss of an alpha is the mean over blocks of
+    :math:`\lVert \hat y - y \rVert^2 / \lVert y - x \rVert^2`: the error over what the block adds to its input, so
+    that a large residual stream does not hide the error. The model is not changed.
+
+    Args:
+        model, inputs, weights, activations, progress: as :func:`quantize_integer`.
+        alphas: to try; of equal losses the first wins.
+        total, largest: sum and maximum over ranks, each with other calls.
+        enter, leave: as :func:`reference.calibration.walk_blocks`.
+
+    Returns:
+        The best alpha with all losses. The same arguments give the same result.
+
+    Raises:
+        ValueError: ``alphas`` is empty, or as :func:`quantize_integer`.
+
+    Chapter: none (the smoothquant chapter is to come)
+    """
+    if not alphas:
+        raise ValueError("alphas is empty; give at least one")
+    family, spec = family_of(model), activations or ActivationSpec()
+    losses: dict[float, list[float]] = {alpha: [] for alpha in alphas}
+
+    def visit(path: str, block: nn.Module, calls: list[Call]) -> list[Tensor]:
+        outputs, absmax = input_absmax(
+            block, calls, [group[0] for group in family.sublayers], largest=largest, name=path
+        )
+        added = total(_squares([y - args[0] for y, (args, _) in zip(outputs, calls, strict=True)]))
+        for alpha in losses:
+            candidate = copy.deepcopy(block)
+            _to_integers(candidate, family, dict(absmax), alpha, weights, spec, path)
+            found, _ = capture(candidate, calls, ())
+            error = total(_squares([q - y for q, y in zip(found, outputs, strict=True)]))
+            losses[alpha].append(float(error / added))
+        return outputs
+
+    walk_blocks(model, inputs, visit, enter=enter, leave=leave, progress=progress)
+    means = {alpha: sum(parts) / len(parts) for alpha, parts in losses.items()}
+    return AlphaSearch(min(means, key=lambda alpha: means[alpha]), means)
+
+
+def _behind_norms(block: nn.Module, scalings: Sequence[Scaling]) -> list[Scaling]:
+    return [scaling for scaling in scalings if block.get_submodule(scaling.previous).get_parameter("weight").ndim == 1]
+
+
+def _smooth(block: nn.Module, scalings: Sequence[Scaling], absmax: dict[str, Tensor], alpha: float, name: str) -> None:
+    """Fold the factors of every scaling, and put the largest inputs that follow from it into ``absmax``."""
+    for scaling in scalings:
+        first, linears = scaling.linears[0], [block.get_submodule(path) for path in scaling.linears]
+        factors = group_factors(linears, absmax[first], alpha)
+        fold(block.get_submodule(scaling.previous), linears, factors, name=f"{name}: smoothing factors of {first}")
+        absmax[first] = absmax[first] / factors
+
+
+def _to_integers(
+    block: nn.Module,
+    family: Family,
+    absmax: dict[str, Tensor],
+    alpha: float | None,
+    weights: QuantizationSpec,
+    activations: ActivationSpec,
+    name: str,
+) -> None:
+    """Smooth a block, if alpha is given, and replace its linear layers; ``absmax`` is of each group's first layer."""
+    scalings = _behind_norms(block, family.scalings)
+    if alpha is not None:
+        _smooth(block, scalings, absmax, alpha, name)
+    for group in family.sublayers:
+        linears, channel_scale, largest = [block.get_submodule(path) for path in group], None, absmax[group[0]]
+        if alpha is not None and not scalings:
+            channel_scale = group_factors(linears, largest, alpha)
+            largest = largest / channel_scale
+        static = activations.granularity == "static"
+        input_scale = scale_of(largest.amax().reshape(1), activations) if static else None
+        for path, linear in zip(group, linears, strict=True):
+            assert isinstance(linear, nn.Linear)
+            columns = linear.weight if channel_scale is None else linear.weight * channel_scale.to(linear.weight)
+            weight = round_to_nearest.quantize_layer(columns, weights)
+            layer = Int8Linear.from_linear(
+                linear, weight, activations, input_scale=input_scale, channel_scale=channel_scale
+            )
+            replace_module(block, path, layer)
+
+
+def _squares(parts: list[Tensor]) -> Tensor:
+    return torch.stack([part.double().square().sum() for part in parts]).sum()
