@@ -7,6 +7,7 @@ the batches go on. So every layer sees the outputs of the layers already quantis
 block runs once a batch, where re-running it for every group would take five runs.
 """
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,6 +16,7 @@ from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
 from reference.models.families import blocks, family_of
+from reference.quantization import CalibrationWarning
 
 
 def batches(tokens: Tensor, *, sequences: int, length: int, batch: int = 8, seed: int = 0) -> list[Tensor]:
@@ -33,6 +35,9 @@ def batches(tokens: Tensor, *, sequences: int, length: int, batch: int = 8, seed
     Raises:
         ValueError: the text is shorter than one sequence, or an argument is below 1.
 
+    Warns:
+        CalibrationWarning: the text is shorter than all sequences together, so they overlap.
+
     Chapter: none (the gptq chapter is to come)
     """
     for name, value in (("sequences", sequences), ("length", length), ("batch", batch)):
@@ -41,6 +46,13 @@ def batches(tokens: Tensor, *, sequences: int, length: int, batch: int = 8, seed
     places = len(tokens) - length + 1
     if places < 1:
         raise ValueError(f"tokens has {len(tokens)} entries; a sequence of length {length} does not fit")
+    if len(tokens) < sequences * length:
+        warnings.warn(
+            f"the calibration text has {len(tokens):,} tokens and {sequences} sequences of {length} are asked for: they "
+            "overlap, so the statistics know less than their number says. Give more text, or fewer sequences",
+            CalibrationWarning,
+            stacklevel=2,
+        )
     generator = torch.Generator().manual_seed(seed)
     starts = torch.randperm(places, generator=generator)[:sequences]
     return list(torch.stack([tokens[start : start + length] for start in starts.tolist()]).split(batch))
@@ -133,6 +145,34 @@ def walk(
         return _run_block(block, calls, groups, path, observe, solve)
 
     walk_blocks(model, inputs, visit, enter=enter, leave=finish, progress=progress)
+
+
+def working_memory(model: nn.Module, inputs: list[Tensor]) -> dict[str, int]:
+    """Bytes that a walk with GPTQ needs at its widest moment, beside the model's other weights.
+
+    Suspending the batches in front of a layer has a price: all of them hold what the rest of the block
+    needs. A walk that runs the block anew for each group holds one batch.
+
+    Args:
+        model: its parameters may be on the meta device.
+        inputs: token batches of one rank.
+
+    Returns:
+        ``"block"``, the weights of one block; ``"activations"``, for each token the block's input, the
+        residual stream and the widest input of a layer; ``"hessian"``, the float64 sum and the float32
+        mean, or the mean and its factor.
+
+    Chapter: none (the gptq chapter is to come)
+    """
+    family, block = family_of(model), blocks(model)[0]
+    widths = [block.get_submodule(group[0]).get_parameter("weight").shape[1] for group in family.sublayers]
+    parameters = list(block.parameters())
+    tokens = sum(ids.numel() for ids in inputs)
+    return {
+        "block": sum(parameter.numel() * parameter.element_size() for parameter in parameters),
+        "activations": tokens * (2 * widths[0] + max(widths)) * parameters[0].element_size(),
+        "hessian": 12 * max(widths) ** 2,
+    }
 
 
 @torch.no_grad()

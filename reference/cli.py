@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from reference.quantization import CalibrationWarning
+
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -100,6 +102,18 @@ def quantize(
     format: Annotated[str, typer.Option(help="Checkpoint: compressed-tensors, gptq, or awq (4 bits).")] = (
         "compressed-tensors"
     ),
+    bits_for: Annotated[
+        list[str],
+        typer.Option(
+            help="Other bits for some layers, repeatable: PATTERN=BITS, such as '*.down_proj=8'.", show_default=False
+        ),
+    ] = [],  # noqa: B006 (typer copies it)
+    skip: Annotated[
+        list[str],
+        typer.Option(
+            help="Layers to leave in float, repeatable: a pattern such as '*.layers.0.*'.", show_default=False
+        ),
+    ] = [],  # noqa: B006
     evaluate: Annotated[
         bool, typer.Option("--evaluate/--no-evaluate", help="Measure perplexity before and after.")
     ] = True,
@@ -112,22 +126,24 @@ def quantize(
     """Quantise the linear layers of MODEL's blocks and write a checkpoint that other tools load.
 
     Embedding, output layer and norms stay in 16 bits. The folder loads in transformers
-    (pip install compressed-tensors) and in vLLM. A calibrated run that was killed goes on where it was
-    when the same command is given again; what it has done so far is in .OUTPUT.unfinished beside OUTPUT.
+    (pip install compressed-tensors) and in vLLM. One block is in memory at a time (measuring, which
+    --no-evaluate leaves out, takes the whole model). A run that was killed goes on where it was when the
+    same command is given again; what it has done so far is in .OUTPUT.unfinished beside OUTPUT.
+
+    Several processes share the calibration text: torchrun --nproc-per-node 2 -m reference quantize ...
 
     Example: python -m reference quantize tutorial --bits 4 --group-size 128 --output small
 
     Example: python -m reference quantize tutorial --method gptq --bits 3 --act-order --output smaller
 
+    Example: python -m reference quantize tutorial --method gptq --bits 3 --bits-for '*.down_proj=4' --output mixed
+
     Example: python -m reference quantize tutorial --method smoothquant --bits 8 --group-size -1
     --activations per_token --output integers
     """
-    import torch
-
-    from reference import checkpoint, workflow
-    from reference.files import check_target
-    from reference.job import Job, digest
+    from reference import checkpoint, ranks, workflow
     from reference.models import loading
+    from reference.pipeline import quantize_folder
     from reference.quantization.activations import ActivationSpec
     from reference.quantization.grid import QuantizationSpec
 
@@ -141,37 +157,34 @@ def quantize(
         raise ValueError(f"--format is {format!r}; it may be {', '.join(checkpoint.FORMATS)}")
     if act_order and not static_groups and format != "gptq":
         raise ValueError(f"--moving-groups needs --format gptq: {format} has no place for the group index")
-    check_target(output)
     folder = loading.resolve(model)
-    network, tokenizer = loading.load_float(folder), loading.load_tokenizer(folder)
-    texts = _texts(text, tokenizer, tokens) if evaluate and _predicts(network) else {}
-    drawn = (
-        _calibration(calibration, tokenizer, sequences, window)
-        if method != "round_to_nearest" or activations == "static"
-        else None
-    )
-    unfinished = output.resolve().parent / f".{output.resolve().name}.unfinished"
-    job = None
-    if drawn is not None:
-        options = (method, spec, activations, damping, act_order, static_groups, alpha, format)
-        weights = sorted(folder.glob("*.safetensors"))
-        fingerprint = {
-            "model": digest(folder / "config.json", *weights),
-            "text": digest(*drawn),
-            "options": repr(options),
-        }
-        job = Job(unfinished, fingerprint | {"torch": torch.__version__, "threads": torch.get_num_threads()})
-    before = _losses(network, texts, window, stride, "before")
-    with _progress("quantising") as track:
-        workflow.quantize(
-            network, spec, method=method, activations=inputs, calibration=drawn, damping=damping, act_order=act_order,
-            static_groups=static_groups, alpha=alpha, progress=track, job=job,
-            scale_dtype=None if format == "compressed-tensors" else torch.float16,
+    loading.model_class(folder)
+    tokenizer = loading.load_tokenizer(folder)
+    texts = _texts(text, tokenizer, tokens) if evaluate and _predicts(folder) else {}
+    calibrated = method != "round_to_nearest" or activations == "static"
+    drawn = _calibration(calibration, tokenizer, sequences, window) if calibrated else None
+    group = ranks.start()
+    qualities: dict[str, dict] = {"before": {}, "after": {}}
+
+    def measure(network: "PreTrainedModel", when: str) -> None:
+        qualities[when] = _losses(network, texts, window, stride, when)
+
+    def announce(needs: dict[str, int]) -> None:
+        if group.rank == 0:
+            parts = ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in needs.items())
+            sys.stderr.write(f"working memory in MB, beside the weights outside of blocks: {parts}\n")
+
+    with _progress("quantising", silent=group.rank > 0) as track:
+        errors = quantize_folder(
+            folder, output, spec, bits=_bits_for(bits_for), skip=tuple(skip), method=method, activations=inputs,
+            calibration=drawn, damping=damping, act_order=act_order, static_groups=static_groups, alpha=alpha,
+            format=format, tokenizer=tokenizer, ranks=group, announce=announce, measure=measure if texts else None,
+            progress=track,
         )  # fmt: skip
-    after = _losses(network, texts, window, stride, "after")
-    checkpoint.save(network, output, format, tokenizer=tokenizer)
-    if job is not None:
-        job.remove()
+    ranks.stop()
+    if group.rank:
+        return
+    before, after = qualities["before"], qualities["after"]
     report: dict[str, Any] = {
         "model": model,
         "output": str(output),
@@ -179,6 +192,7 @@ def quantize(
         "spec": {"bits": bits, "group_size": size, "symmetric": symmetric, "clip_search": clip_search},
         "before": {"quality": before, "bytes": _sizes(folder)},
         "after": {"quality": after, "bytes": _sizes(output)},
+        "errors": {name: error._asdict() for name, error in errors.items()},
     }
     if as_json:
         print(json.dumps(report, indent=2))
@@ -210,7 +224,7 @@ def evaluate(
     _without_progress_bars()
     folder = loading.resolve(model)
     network, tokenizer = _load_any(folder), loading.load_tokenizer(folder)
-    if not _predicts(network):
+    if not _predicts(folder):
         raise ValueError(f"{model!r} does not predict tokens (an encoder?), so it has no perplexity")
     texts = _texts(text, tokenizer, tokens)
     quality = _losses(network, texts, window, stride, "evaluating")
@@ -231,6 +245,9 @@ def evaluate(
 @app.command()
 def inspect(model: Model, as_json: Json = False) -> None:
     """What is inside MODEL: architecture, the grid of each layer, bytes by kind. Loads no weights.
+
+    Folders that quantize wrote also tell each layer's error: the norm of the change of its output on the
+    calibration text, or of its weight, relative to the norm of that.
 
     Example: python -m reference inspect small
     """
@@ -254,16 +271,31 @@ def inspect(model: Model, as_json: Json = False) -> None:
     for name, row in layers.items():
         spec = reader.spec(name, suffixes[name]) if reader is not None else None
         row["grid"] = None if spec is None else _describe(spec)
+    for name, made in _report(folder).items():
+        if name in layers:
+            layers[name] |= {"error": made["error"], "error_of": made["error_of"]}
     report = {"model": model, "architecture": config["model_type"], "bytes": _sizes(folder), "layers": layers}
     if as_json:
         print(json.dumps(report, indent=2))
         return
     print(f"{model}: {config['model_type']}, {len(layers)} modules with weights")
-    table = Table("module", "grid", "bytes")
+    known = any("error" in row for row in layers.values())
+    table = Table("module", "grid", *(["error"] if known else []), Column("bytes", justify="right"))
     for name, row in layers.items():
-        table.add_row(name, row["grid"] or "float", f"{row['bytes']:,}")
+        error = f"{row['error']:.3g} of {row['error_of']}" if "error" in row else ""
+        table.add_row(name, row["grid"] or "float", *([error] if known else []), f"{row['bytes']:,}")
     Console().print(table)
     _show_bytes({model: report["bytes"]})
+
+
+def _report(folder: Path) -> dict[str, dict]:
+    """What the report in a folder of ours says of each layer; nothing where there is none."""
+    from reference.checkpoint import REPORT
+
+    try:
+        return json.loads((folder / REPORT).read_text())["layers"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _without_progress_bars() -> None:
@@ -287,10 +319,20 @@ def _load_any(folder: Path) -> "PreTrainedModel":
     return checkpoint.load(folder) if quantised else loading.load_float(folder)
 
 
-def _predicts(model: "PreTrainedModel") -> bool:
-    from reference.models.families import family_of
+def _predicts(folder: Path) -> bool:
+    from reference.models.families import family_of_type
 
-    return family_of(model).head is not None
+    return family_of_type(json.loads((folder / "config.json").read_text())["model_type"]).head is not None
+
+
+def _bits_for(pairs: list[str]) -> dict[str, int]:
+    found = {}
+    for pair in pairs:
+        pattern, equals, value = pair.rpartition("=")
+        if not equals or not value.isdigit():
+            raise ValueError(f"--bits-for is {pair!r}; it should be PATTERN=BITS, such as '*.down_proj=8'")
+        found[pattern] = int(value)
+    return found
 
 
 def _texts(
@@ -356,10 +398,10 @@ def _sizes(folder: Path) -> dict:
 class _progress:
     """A progress bar on the terminal's error stream, silent where that is not a terminal."""
 
-    def __init__(self, label: str) -> None:
+    def __init__(self, label: str, silent: bool = False) -> None:
         self.label = label
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.bar = Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
+        self.bar = Progress(*columns, console=errors, transient=True, disable=silent or not errors.is_terminal)
 
     def __enter__(self) -> Callable[[list], Iterable]:
         self.bar.start()
@@ -393,6 +435,8 @@ def _show_bytes(columns: dict) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; wrong input ends with one line on the error stream and exit code 2."""
     warnings.filterwarnings("ignore")
+    warnings.filterwarnings("always", category=CalibrationWarning)
+    warnings.showwarning = lambda message, *_, **__: sys.stderr.write(f"warning: {message}\n")  # type: ignore[assignment]
     logging.getLogger("transformers").setLevel(logging.ERROR)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     arguments = sys.argv[1:] if arguments is None else arguments

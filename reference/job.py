@@ -47,15 +47,20 @@ class Job:
         folder.mkdir(parents=True, exist_ok=True)
         atomic_write(record, json.dumps(fingerprint, indent=2, sort_keys=True).encode())
 
-    def get(self, step: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Tensors and notes of a finished step, None if it is still to do."""
+    def get(self, step: str, *, copy: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Tensors and notes of a finished step, None if it is still to do.
+
+        Args:
+            copy: False maps the tensors from the file; memory is taken when they are read.
+        """
         path = self.path(step)
         if not path.is_file():
             return None
         try:
             with safe_open(path, "pt") as file:
                 notes = json.loads((file.metadata() or {}).get("notes", "{}"))
-                return {name: file.get_tensor(name).clone() for name in file.keys()}, notes  # noqa: SIM118
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                return {name: tensor.clone() if copy else tensor for name, tensor in tensors.items()}, notes
         except SafetensorError as error:
             raise ValueError(f"{str(path)!r} is damaged: {error}; delete it, and its step is done again") from error
 

@@ -1,19 +1,20 @@
 """From a model and a specification to a compressed model, layer by layer."""
 
+import warnings
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from reference.calibration import Call, capture, walk, walk_blocks
 from reference.job import Job
-from reference.layers import Int8Linear, QuantizedLinear
-from reference.models.families import block_linears, family_of, replace_module
-from reference.quantization import gptq, round_to_nearest
-from reference.quantization.activations import AbsmaxAccumulator, ActivationSpec
+from reference.models.families import block_linears, blocks, family_of
+from reference.models.streaming import StreamedModel
+from reference.quantization import CalibrationWarning
+from reference.quantization.activations import ActivationSpec
 from reference.quantization.grid import QuantizationSpec, check_weight
-from reference.tensors import QuantizedTensor, storage_dtype
+from reference.ranks import ALONE, Ranks
+from reference.rounding import LayerError, Options, Rounding
 from reference.transforms.awq import scale_block
 from reference.transforms.smoothquant import smooth_block
 
@@ -35,6 +36,9 @@ def quantize(
     scale_dtype: torch.dtype | None = None,
     progress: Callable[[list], Iterable] = iter,
     job: Job | None = None,
+    streamed: StreamedModel | None = None,
+    ranks: Ranks = ALONE,
+    errors: dict[str, LayerError] | None = None,
 ) -> nn.Module:
     """Replace the linear layers of the blocks by quantised ones, in place.
 
@@ -55,8 +59,12 @@ def quantize(
             checkpoint format ``"gptq"`` holds the group index that this makes.
         alpha: for SmoothQuant, as :func:`reference.quantization.smoothquant.smoothing_factors`.
         scale_dtype: type of the stored scales; that of :func:`reference.tensors.storage_dtype` if None.
-        progress: wraps the list of layers, or of blocks where there is calibration, for a progress bar.
+        progress: wraps the list of blocks, for a progress bar.
         job: keeps each finished block, so that a run that was killed goes on with the next one.
+        streamed: of which ``model`` is the model: only the block that is worked on is in memory. Needs
+            a job, whose folder the result stays mapped from until it is saved.
+        ranks: processes that share the calibration batches out; all are given all batches.
+        errors: filled with the :class:`~reference.rounding.LayerError` of each layer, by name.
 
     Returns:
         ``model``.
@@ -64,7 +72,67 @@ def quantize(
     Raises:
         ValueError: unknown architecture or method, or a layer that ``spec`` does not fit, named.
 
+    Warns:
+        CalibrationWarning: as :func:`check`.
+
     Chapter: overview, quantization/post_training
+    """
+    grids = check(model, spec, method=method, activations=activations, calibration=calibration)
+    if streamed and job is None:
+        raise ValueError("job is None; a streamed model needs one, to put finished blocks into")
+    static = activations is not None and activations.granularity == "static"
+    transform, _, solver = method.rpartition("+")
+    if method in ("awq", "smoothquant"):
+        transform, solver = method, "round_to_nearest"
+    mine = ranks.share(calibration) if calibration else []
+
+    def prepare(path: str) -> None:
+        """What a streamed block gets from its files is not yet rescaled."""
+        rescaled = job.get(f"{transform}.{path}") if job and streamed and transform else None
+        if rescaled:
+            model.get_submodule(path).load_state_dict(rescaled[0])
+
+    if transform:
+        _rescale(model, transform, grids, mine, alpha, progress, job, streamed, ranks)
+    options = Options(solver, activations, damping, act_order, static_groups, scale_dtype)
+    rounding = Rounding(model, grids, options, job=job, streamed=streamed, ranks=ranks, prepare=prepare)
+    if solver == "gptq" or static:
+        walk(
+            model, mine, observe=rounding.observe, solve=rounding.solve, enter=rounding.enter,
+            finish=rounding.finish, progress=progress,
+        )  # fmt: skip
+    else:
+        family = family_of(model)
+        for index in progress(list(range(len(blocks(model))))):
+            path = f"{family.blocks}.{index}"
+            rounding.enter(path)
+            rounding.solve(tuple(f"{path}.{name}" for group in family.sublayers for name in group))
+            rounding.finish(path)
+    if errors is not None:
+        errors.update(rounding.errors)
+    return model
+
+
+def check(
+    model: nn.Module,
+    spec: QuantizationSpec | Callable[[str], QuantizationSpec | None],
+    *,
+    method: str = "round_to_nearest",
+    activations: ActivationSpec | None = None,
+    calibration: list[Tensor] | None = None,
+) -> dict[str, QuantizationSpec]:
+    """What :func:`quantize` refuses, refused before a long run; weights may be on the meta device.
+
+    Returns:
+        The grid of each layer that will be quantised, by full name.
+
+    Raises:
+        ValueError: as :func:`quantize`.
+
+    Warns:
+        CalibrationWarning: fewer calibration tokens than a layer has inputs.
+
+    Chapter: none (checks)
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; it may be {', '.join(METHODS)}")
@@ -80,46 +148,23 @@ def quantize(
             check_weight(linear.weight, grid, name)
             if activations and not grid.symmetric:
                 raise ValueError(f"{name}: quantised activations need a symmetric grid, whose zero is code 0")
-    grids = {name: grid for name, _, grid in chosen if grid is not None}
     static = activations is not None and activations.granularity == "static"
     if (method != "round_to_nearest" or static) and not calibration:
         needs = f"method {method!r}" if method != "round_to_nearest" else "static activations"
         raise ValueError(f"calibration is empty; {needs} needs token batches to calibrate on")
-
-    transform, _, solver = method.rpartition("+")
-    if method in ("awq", "smoothquant"):
-        transform, solver = method, "round_to_nearest"
-    if transform:
-        _rescale(model, transform, grids, calibration or [], alpha, progress, job)
-    options = _Options(solver or "round_to_nearest", activations, damping, act_order, static_groups, scale_dtype)
-    if solver == "gptq" or static:
-        _solve_by_walk(model, grids, calibration or [], options, progress, job)
-        return model
-    for name, linear, grid in progress(chosen):
-        if grid is not None:
-            weight = round_to_nearest.quantize_layer(linear.weight.detach(), grid, scale_dtype=scale_dtype)
-            _exchange(model, name, weight, activations, None)
-    return model
-
-
-class _Options(NamedTuple):
-    solver: str
-    activations: ActivationSpec | None
-    damping: float
-    act_order: bool
-    static_groups: bool
-    scale_dtype: torch.dtype | None
-
-
-def _exchange(
-    model: nn.Module, name: str, weight: QuantizedTensor, activations: ActivationSpec | None, input_scale: Tensor | None
-) -> None:
-    linear = model.get_submodule(name)
-    assert isinstance(linear, nn.Linear)
-    if activations is None:
-        replace_module(model, name, QuantizedLinear.from_linear(linear, weight))
-        return
-    replace_module(model, name, Int8Linear.from_linear(linear, weight, activations, input_scale=input_scale))
+    grids = {name: grid for name, _, grid in chosen if grid is not None}
+    if not grids:
+        raise ValueError(f"spec leaves all {len(chosen)} linear layers in float; there is nothing to do")
+    tokens = sum(ids.numel() for ids in calibration or [])
+    widest, linear = max(((name, linear) for name, linear, _ in chosen), key=lambda pair: pair[1].in_features)
+    if method.endswith("gptq") and tokens < linear.in_features:
+        warnings.warn(
+            f"calibration has {tokens} tokens, fewer than the {linear.in_features} inputs of {widest}: its Hessian is "
+            "singular, and damping decides the directions that no token shows. Ten tokens an input are usual",
+            CalibrationWarning,
+            stacklevel=3,
+        )
+    return grids
 
 
 def _rescale(
@@ -130,6 +175,8 @@ def _rescale(
     alpha: float,
     progress: Callable[[list], Iterable],
     job: Job | None,
+    streamed: StreamedModel | None,
+    ranks: Ranks,
 ) -> None:
     """AWQ's or SmoothQuant's change of every block; each sees what the float blocks before it compute."""
     scalings = family_of(model).scalings
@@ -145,83 +192,17 @@ def _rescale(
             block.load_state_dict(finished[0])
             return outputs
         if transform == "awq":
-            outputs = scale_block(block, calls, scalings, lambda name: grids.get(f"{path}.{name}"), name=path)
+            outputs = scale_block(
+                block, calls, scalings, lambda name: grids.get(f"{path}.{name}"), total=ranks.total, name=path
+            )
         else:
-            outputs = smooth_block(block, calls, scalings, alpha=alpha, name=path)
-        if job:
+            outputs = smooth_block(block, calls, scalings, alpha=alpha, largest=ranks.largest, name=path)
+        if job and ranks.rank == 0:
             job.put(f"{transform}.{path}", dict(block.state_dict()), {})
         return outputs
 
-    walk_blocks(model, calibration, visit, progress=progress)
-
-
-def _solve_by_walk(
-    model: nn.Module,
-    grids: dict[str, QuantizationSpec],
-    calibration: list[Tensor],
-    options: _Options,
-    progress: Callable[[list], Iterable],
-    job: Job | None,
-) -> None:
-    """Round the model block by block, each layer after it has seen its inputs; replace it when its block is done.
-
-    What a job holds is not solved again: the batches only run through it, to the blocks still to do.
-    """
-    hessians: dict[str, gptq.HessianAccumulator] = {}
-    ranges: dict[str, AbsmaxAccumulator] = {}
-    solved: dict[str, QuantizedTensor] = {}
-    input_scale: dict[str, Tensor] = {}
-    static = options.activations is not None and options.activations.granularity == "static"
-
-    def enter(block: str) -> None:
-        tensors, _ = (job.get(f"{options.solver}.{block}") if job else None) or ({}, {})
-        for name, grid in grids.items():
-            if name.startswith(f"{block}.") and f"{name}.packed" in tensors:
-                out_features, in_features = model.get_submodule(name).get_parameter("weight").shape
-                zero_point, index = (tensors.get(f"{name}.{part}") for part in ("packed_zero_point", "group_index"))
-                solved[name] = QuantizedTensor(
-                    tensors[f"{name}.packed"], tensors[f"{name}.scale"], zero_point, (out_features, in_features), grid,
-                    index,
-                )  # fmt: skip
-                if static:
-                    input_scale[name] = tensors[f"{name}.input_scale"]
-
-    def observe(names: tuple[str, ...], inputs: Tensor) -> None:
-        if all(name in solved or name not in grids for name in names):
-            return
-        if options.solver == "gptq":
-            if names[0] not in hessians:
-                hessians[names[0]] = gptq.HessianAccumulator(inputs.shape[-1], device=inputs.device)
-            hessians[names[0]].add(inputs, names[0])
-        if static:
-            ranges.setdefault(names[0], AbsmaxAccumulator(inputs.shape[-1])).add(inputs, names[0])
-
-    def solve(names: tuple[str, ...]) -> dict[str, Tensor]:
-        for name in (name for name in names if name in grids and name not in solved):
-            weight = model.get_submodule(name).get_parameter("weight").detach()
-            if options.solver == "gptq":
-                solved[name] = gptq.quantize_layer(
-                    weight, hessians[names[0]].hessian, grids[name], damping=options.damping,
-                    act_order=options.act_order, static_groups=options.act_order and options.static_groups,
-                    scale_dtype=options.scale_dtype or storage_dtype(weight), name=name,
-                )  # fmt: skip
-            else:
-                solved[name] = round_to_nearest.quantize_layer(weight, grids[name], scale_dtype=options.scale_dtype)
-            if static and options.activations:
-                input_scale[name] = ranges[names[0]].static_scale(options.activations)
-        hessians.pop(names[0], None)
-        ranges.pop(names[0], None)
-        return {name: solved[name].dequantize() for name in names if name in solved}
-
-    def finish(block: str) -> None:
-        names = [name for name in solved if name.startswith(f"{block}.")]
-        if job and not job.path(f"{options.solver}.{block}").is_file():
-            parts = ("packed", "scale", "packed_zero_point", "group_index")
-            found = {f"{name}.{part}": getattr(solved[name], part) for name in names for part in parts}
-            found |= {f"{name}.input_scale": input_scale[name] for name in names if static}
-            held = {key: tensor for key, tensor in found.items() if tensor is not None}
-            job.put(f"{options.solver}.{block}", held, {})
-        for name in names:
-            _exchange(model, name, solved.pop(name), options.activations, input_scale.pop(name, None))
-
-    walk(model, calibration, observe=observe, solve=solve, enter=enter, finish=finish, progress=progress)
+    if streamed is None:
+        walk_blocks(model, calibration, visit, progress=progress)
+        return
+    walk_blocks(model, calibration, visit, enter=streamed.enter, leave=streamed.leave, progress=progress)
+    ranks.wait()  # until the first has put the last block

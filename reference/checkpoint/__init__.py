@@ -22,6 +22,7 @@ from reference.models.families import replace_module
 #: Each writes its layers with ``configuration`` and ``tensors`` and reads them with ``Reader``.
 FORMATS = {"compressed-tensors": compressed_tensors, "gptq": gptq, "awq": awq}
 SHARD_BYTES = 5_000_000_000
+REPORT = "compression.json"
 
 
 def save(
@@ -31,6 +32,7 @@ def save(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     shard_bytes: int = SHARD_BYTES,
+    report: dict | None = None,
 ) -> None:
     """Write ``model`` as a folder that transformers and vLLM load.
 
@@ -44,6 +46,7 @@ def save(
             groups, and GPT-2) or ``"awq"`` (4 bits). The last two store float16 scales.
         tokenizer: saved beside the model, so that the folder is complete.
         shard_bytes: largest file.
+        report: how the weights were made, JSON-ready; written as :data:`REPORT`, which loaders pass over.
 
     Raises:
         ValueError: unknown format, or a layer that the format cannot hold, named.
@@ -88,6 +91,8 @@ def save(
             tokenizer.save_pretrained(folder)
         if layers and format == "gptq":  # where older loaders look
             (folder / "quantize_config.json").write_text(json.dumps(config["quantization_config"], indent=2) + "\n")
+        if report is not None:
+            (folder / REPORT).write_text(json.dumps(report, indent=2, sort_keys=True) + "\n")
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 

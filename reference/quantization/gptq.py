@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from reference.quantization import grid
+from reference.quantization import CalibrationWarning, grid
 from reference.quantization.grid import QuantizationSpec
 from reference.quantization.hessian import HessianAccumulator, all_finite
 from reference.tensors import QuantizedTensor
@@ -207,6 +207,7 @@ def _factor(hessian: Tensor, order: Tensor | None, diagonal: Tensor, damping: fl
                 warnings.warn(
                     f"{name}: the Hessian could not be factorised with damping {damping:g}; {used:g} was used. "
                     "More, or more varied, calibration text is the cure",
+                    CalibrationWarning,
                     stacklevel=4,
                 )
             return U.float(), used

@@ -82,6 +82,8 @@ class QuantizationSpec:
 def check_weight(weight: Tensor, spec: QuantizationSpec, name: str = "weight") -> None:
     """Refuse what no grid can represent.
 
+    A weight on the meta device has only a shape to check.
+
     Raises:
         TypeError: not a floating-point tensor.
         ValueError: not a matrix, empty, NaN or infinite, or its input size is not a multiple of
@@ -94,7 +96,7 @@ def check_weight(weight: Tensor, spec: QuantizationSpec, name: str = "weight") -
         raise TypeError(f"{name} must be a floating-point tensor, got {getattr(weight, 'dtype', type(weight))}")
     if weight.ndim != 2 or weight.numel() == 0:
         raise ValueError(f"{name} must be a non-empty matrix [out, in], got shape {tuple(weight.shape)}")
-    if not torch.isfinite(weight).all():
+    if not weight.is_meta and not torch.isfinite(weight).all():
         nans, infinities = int(weight.isnan().sum()), int(weight.isinf().sum())
         raise ValueError(f"{name} holds {nans} NaN and {infinities} infinite values; only finite weights have a grid")
     size = spec.group_size

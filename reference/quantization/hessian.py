@@ -12,16 +12,19 @@ MIRROR_BLOCK = 256
 
 
 class HessianAccumulator:
-    r"""Running mean of :math:`\frac{2}{n} \sum X^\top X` over ``n`` calibration sequences.
+    r"""Mean of :math:`2 X^\top X` over calibration sequences, whatever the order they come in.
 
-    The product is symmetric; on a CPU only half of it is computed, and mirrored when it is read.
+    The product of a batch is made in ``dtype``; the sum of the products is kept in float64, so neither
+    the order of the batches nor how they are dealt out to ranks changes the Hessian that is read in
+    float32. The product is symmetric: on a CPU only half of it is computed.
 
     Args:
         in_features: columns of the layer's input.
-        dtype: float32, or float64 for a long or badly scaled calibration set.
+        dtype: of the products and of :attr:`hessian`: float32, or float64 for badly scaled inputs.
         device: where the sum is kept.
 
     Attributes:
+        sum: float64 ``[in_features, in_features]``, the sum of :math:`X^\top X`; on a CPU its upper half.
         sequences: how many sequences went in.
 
     Chapter: none (the gptq chapter is to come)
@@ -32,21 +35,21 @@ class HessianAccumulator:
     ) -> None:
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype is {dtype}; it may be float32 or float64")
-        self._sum = torch.zeros(in_features, in_features, dtype=dtype, device=device)
-        self._upper_only = False
+        self.sum = torch.zeros(in_features, in_features, dtype=torch.float64, device=device)
+        self.dtype = dtype
         self.sequences = 0
 
     @property
     def hessian(self) -> Tensor:
-        """``[in_features, in_features]``; the sum itself, so that ranks can reduce it in place."""
-        if self._upper_only:
-            for begin in range(0, len(self._sum), MIRROR_BLOCK):
-                rows = self._sum[begin : begin + MIRROR_BLOCK]
-                rows[:, :begin] = self._sum[:begin, begin : begin + MIRROR_BLOCK].T
-                corner = rows[:, begin : begin + MIRROR_BLOCK]
-                corner.copy_(corner.triu() + corner.triu(1).T)
-            self._upper_only = False
-        return self._sum
+        """``[in_features, in_features]`` of ``dtype``, symmetric; zero before the first batch."""
+        mean = torch.empty_like(self.sum, dtype=self.dtype)
+        torch.mul(self.sum, 2 / max(self.sequences, 1), out=mean)
+        for begin in range(0, len(mean), MIRROR_BLOCK):
+            rows = mean[begin : begin + MIRROR_BLOCK]
+            rows[:, :begin] = mean[:begin, begin : begin + MIRROR_BLOCK].T
+            corner = rows[:, begin : begin + MIRROR_BLOCK]
+            corner.copy_(corner.triu() + corner.triu(1).T)
+        return mean
 
     def add(self, inputs: Tensor, name: str = "inputs") -> None:
         """Add the inputs of one batch.
@@ -58,23 +61,20 @@ class HessianAccumulator:
         Raises:
             ValueError: another width, or values that are not finite; nothing is added then.
         """
-        if inputs.ndim < 2 or inputs.shape[-1] != len(self._sum):
-            raise ValueError(f"{name} has shape {tuple(inputs.shape)}; its last axis must be {len(self._sum)}")
+        if inputs.ndim < 2 or inputs.shape[-1] != len(self.sum):
+            raise ValueError(f"{name} has shape {tuple(inputs.shape)}; its last axis must be {len(self.sum)}")
         if not inputs.numel():
             return
-        rows = inputs.detach().reshape(-1, inputs.shape[-1]).to(self._sum)
+        rows = inputs.detach().reshape(-1, inputs.shape[-1]).to(self.sum.device, self.dtype)
         if not all_finite(rows):
             raise ValueError(f"{name} holds NaN or infinite activations; the model overflows before this layer")
-        total = self.sequences + (inputs.shape[0] if inputs.ndim > 2 else 1)
-        old, new = self.sequences / total, 2 / total
-        if self._sum.device.type == "cpu":
+        if self.sum.device.type == "cpu":
             # BLAS counts columns first: its lower triangle is our upper one.
-            syrk = blas.ssyrk if rows.dtype == torch.float32 else blas.dsyrk
-            syrk(new, rows.contiguous().numpy().T, beta=old, c=self._sum.numpy().T, lower=1, overwrite_c=1)
-            self._upper_only = True
+            syrk = blas.ssyrk if self.dtype == torch.float32 else blas.dsyrk
+            self.sum += torch.from_numpy(syrk(1.0, rows.contiguous().numpy().T, lower=1).T)
         else:
-            self._sum.addmm_(rows.T, rows, beta=old, alpha=new)
-        self.sequences = total
+            self.sum += rows.T @ rows
+        self.sequences += inputs.shape[0] if inputs.ndim > 2 else 1
 
     def merge(self, other: "HessianAccumulator") -> None:
         """Take in what another accumulator, of another rank or shard, has seen.
@@ -82,13 +82,10 @@ class HessianAccumulator:
         Raises:
             ValueError: the other one has another width.
         """
-        if len(other.hessian) != len(self._sum):
-            raise ValueError(f"other has {len(other.hessian)} columns; it must have {len(self._sum)}")
-        total = self.sequences + other.sequences
-        if total:
-            mine = self.hessian.mul_(self.sequences / total)
-            mine.add_(other.hessian.to(mine), alpha=other.sequences / total)
-            self.sequences = total
+        if len(other.sum) != len(self.sum):
+            raise ValueError(f"other has {len(other.sum)} columns; it must have {len(self.sum)}")
+        self.sum += other.sum.to(self.sum.device)
+        self.sequences += other.sequences
 
 
 def all_finite(values: Tensor) -> bool:

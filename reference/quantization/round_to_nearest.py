@@ -9,7 +9,7 @@ from reference.tensors import QuantizedTensor, storage_dtype
 
 
 def quantize_layer(
-    weight: Tensor, spec: QuantizationSpec, *, scale_dtype: torch.dtype | None = None
+    weight: Tensor, spec: QuantizationSpec, *, scale_dtype: torch.dtype | None = None, name: str = "weight"
 ) -> QuantizedTensor:
     """Quantise one layer by rounding each weight to the nearest point of its grid.
 
@@ -17,6 +17,7 @@ def quantize_layer(
         weight: ``[out_features, in_features]``, floating point, finite.
         spec: the grid.
         scale_dtype: type of the stored scales; by default :func:`reference.tensors.storage_dtype`.
+        name: what to call the layer in an error.
 
     Returns:
         The packed tensor. Its codes are computed with the scale as stored, so rounding the
@@ -27,7 +28,7 @@ def quantize_layer(
 
     Chapter: quantization/post_training
     """
-    grid.check_weight(weight, spec)
+    grid.check_weight(weight, spec, name)
     dtype = scale_dtype or storage_dtype(weight)
     scale, zero_point = grid.fit(weight, spec, scale_dtype=dtype)
     codes = grid.quantize(weight, scale, zero_point, spec)

@@ -10,9 +10,12 @@ import transformers
 from torch import Tensor, nn
 
 from reference import checkpoint, workflow
+from reference.job import Job
 from reference.layers import QuantizedLinear
+from reference.models import loading
 from reference.models.conv1d import TRANSPOSED, linearize
 from reference.models.families import FAMILIES, block_linears, blocks, family_of, family_of_type, replace_module
+from reference.models.streaming import StreamedModel
 from reference.quantization.grid import QuantizationSpec
 
 SMALL = {
@@ -215,3 +218,28 @@ def test_wrong_calls_of_the_workflow_are_refused() -> None:
     workflow.quantize(model, QuantizationSpec(4))
     with pytest.raises(ValueError, match="is it quantised already"):
         workflow.quantize(model, QuantizationSpec(4))
+
+
+@pytest.mark.filterwarnings("ignore::reference.quantization.CalibrationWarning")
+@every_kind
+def test_streamed_from_its_files_a_model_is_quantised_to_the_same_bits(kind: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    tiny(kind).save_pretrained(folder, max_shard_size="20KB")
+    assert (folder / "model.safetensors.index.json").is_file()
+    method, spec = ("gptq" if kind == "bert" else "smoothquant+gptq"), QuantizationSpec(4, group_size=16)
+    whole = loading.load_float(folder)
+    workflow.quantize(whole, spec, method=method, calibration=[IDS])
+    streamed = StreamedModel(folder)
+    assert streamed.streams == (kind != "gpt_neox")  # whose head transformers renames while it loads
+    assert all(parameter.is_meta == streamed.streams for parameter in blocks(streamed.model).parameters())
+    workflow.quantize(
+        streamed.model, spec, method=method, calibration=[IDS], streamed=streamed, job=Job(tmp_path / "job", {})
+    )
+    state = streamed.complete().state_dict()
+    expected = whole.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+    assert torch.equal(output(streamed.model), output(whole))
+    if kind not in TRANSPOSED:  # whose format wants sizes of 32
+        checkpoint.save(streamed.model, tmp_path / "out")
+        assert torch.equal(output(checkpoint.load(tmp_path / "out")), output(whole))

@@ -1,0 +1,160 @@
+"""From a model's folder to a compressed model's folder: streamed, resumable, on one process or several."""
+
+import fnmatch
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from reference import checkpoint, workflow
+from reference.calibration import working_memory
+from reference.files import check_target
+from reference.job import Job, digest
+from reference.models import loading
+from reference.models.families import block_linears
+from reference.models.streaming import StreamedModel
+from reference.quantization.activations import ActivationSpec
+from reference.quantization.grid import QuantizationSpec
+from reference.ranks import ALONE, Ranks
+from reference.rounding import LayerError
+
+
+def quantize_folder(
+    folder: Path,
+    output: Path,
+    spec: QuantizationSpec,
+    *,
+    bits: Mapping[str, int] | None = None,
+    skip: Sequence[str] = (),
+    method: str = "round_to_nearest",
+    activations: ActivationSpec | None = None,
+    calibration: list[Tensor] | None = None,
+    damping: float = 0.01,
+    act_order: bool = False,
+    static_groups: bool = True,
+    alpha: float = 0.5,
+    format: str = "compressed-tensors",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    ranks: Ranks = ALONE,
+    announce: Callable[[dict[str, int]], None] = lambda needs: None,
+    measure: Callable[[PreTrainedModel, str], None] | None = None,
+    progress: Callable[[list], Iterable] = iter,
+) -> dict[str, LayerError]:
+    """Quantise the model in ``folder`` and write a checkpoint, one block in memory at a time.
+
+    What is finished is kept in ``.OUTPUT.unfinished`` beside ``output``; called again with the same
+    arguments after a kill, the run goes on there and ends with the same bytes. Under several ranks
+    each process calls this with the same arguments, and the first one writes.
+
+    Args:
+        folder: of a float model.
+        output: folder to create; new or empty.
+        spec: grid of layers that no pattern fits.
+        bits: other bits by pattern of layer names, such as ``{"*.down_proj": 8}``; the last that fits counts.
+        skip: patterns of layers that stay in float.
+        method, activations, calibration, damping, act_order, static_groups, alpha, ranks, progress: as
+            :func:`reference.workflow.quantize`. ``calibration`` is all of it, for all ranks.
+        format: one of :data:`reference.checkpoint.FORMATS`.
+        tokenizer: saved beside the model.
+        announce: told what the walk will need, as :func:`reference.calibration.working_memory`.
+        measure: called with the whole model and ``"before"``, then ``"after"``. It costs the memory
+            that streaming saves.
+
+    Returns:
+        The error of each layer, by name; the report in the folder holds it too.
+
+    Raises:
+        ValueError: an argument that does not fit the model, a pattern that fits no layer, or an
+            unfinished run of other arguments; nothing is changed or left behind then.
+        FileExistsError: ``output`` holds something.
+        OSError: the disk is full.
+
+    Chapter: none (the gptq chapter is to come)
+    """
+    unfinished = output.resolve().parent / f".{output.resolve().name}.unfinished"
+    _clear_finished(unfinished, output)
+    check_target(output)
+    streamed = StreamedModel(folder)
+    choose = _by_pattern(spec, bits or {}, skip, [name for name, _ in block_linears(streamed.model)])
+    arguments = {"method": method, "activations": activations, "calibration": calibration}
+    workflow.check(streamed.model, choose, **arguments)  # type: ignore[arg-type]
+    if calibration:
+        announce(working_memory(streamed.model, ranks.share(calibration)))
+    if measure and ranks.rank == 0:
+        measure(loading.load_float(folder) if streamed.streams else streamed.model, "before")
+
+    options = (method, spec, bits, skip, activations, damping, act_order, static_groups, alpha, format)
+    fingerprint = {
+        "model": digest(folder / "config.json", *sorted(folder.glob("*.safetensors"))),
+        "text": digest(*calibration or []),
+        "options": repr(options),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+    fresh = not unfinished.exists()
+    if ranks.rank:
+        ranks.wait()
+    job = Job(unfinished, fingerprint)
+    if not ranks.rank:
+        ranks.wait()
+    errors: dict[str, LayerError] = {}
+    try:
+        workflow.quantize(
+            streamed.model, choose, method=method, activations=activations, calibration=calibration, damping=damping,
+            act_order=act_order, static_groups=static_groups, alpha=alpha, progress=progress, job=job,
+            streamed=streamed, ranks=ranks, errors=errors,
+            scale_dtype=None if format == "compressed-tensors" else torch.float16,
+        )  # fmt: skip
+        if ranks.rank == 0:
+            model = streamed.complete()
+            if measure:
+                measure(model, "after")
+            grids = {name: choose(name) for name in errors}
+            report = {
+                "fingerprint": fingerprint,
+                "layers": {
+                    name: {
+                        "bits": grid.bits, "group_size": grid.group_size, "symmetric": grid.symmetric,
+                        "error": errors[name].relative, "error_of": errors[name].of,
+                    }
+                    for name, grid in grids.items() if grid is not None
+                },
+            }  # fmt: skip
+            checkpoint.save(model, output, format, tokenizer=tokenizer, report=report)
+            job.remove()
+    except BaseException as error:
+        # Worth keeping: what took long, and would not end in the same error again.
+        if not calibration or (fresh and isinstance(error, ValueError | TypeError)):
+            job.remove()
+        raise
+    return errors
+
+
+def _clear_finished(unfinished: Path, output: Path) -> None:
+    """Remove what a kill between the output's last rename and the end of the process left."""
+    with suppress(OSError, ValueError, KeyError):
+        begun = json.loads((unfinished / "fingerprint.json").read_text())
+        if begun == json.loads((output / checkpoint.REPORT).read_text())["fingerprint"]:
+            Job(unfinished, begun).remove()
+
+
+def _by_pattern(
+    spec: QuantizationSpec, bits: Mapping[str, int], skip: Sequence[str], names: list[str]
+) -> Callable[[str], QuantizationSpec | None]:
+    """The grid of each layer by its name, None for those left in float."""
+    for pattern in (*bits, *skip):
+        if not fnmatch.filter(names, pattern):
+            raise ValueError(f"pattern {pattern!r} fits no layer; they are called {names[0]} to {names[-1]}")
+    grids = {pattern: replace(spec, bits=value) for pattern, value in bits.items()}
+
+    def choose(name: str) -> QuantizationSpec | None:
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in skip):
+            return None
+        return next((grid for pattern, grid in reversed(grids.items()) if fnmatch.fnmatchcase(name, pattern)), spec)
+
+    return choose

@@ -1,0 +1,197 @@
+"""From folder to folder: streaming, several processes, patterns, and what the report says."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from reference import checkpoint, cli, pipeline, workflow
+from reference.calibration import batches, working_memory
+from reference.layers import QuantizedLinear
+from reference.models import loading
+from reference.models.streaming import StreamedModel
+from reference.quantization import CalibrationWarning
+from reference.quantization.grid import QuantizationSpec
+from reference.ranks import Ranks
+
+SPEC = QuantizationSpec(3, symmetric=True, group_size=32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "llama"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.1,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(path, max_shard_size="50KB")
+    return path
+
+
+@pytest.fixture(scope="module")
+def drawn() -> list[torch.Tensor]:
+    tokens = torch.randint(0, 64, (4000,), generator=torch.Generator().manual_seed(1))
+    return batches(tokens, sequences=12, length=24, batch=3)
+
+
+def test_mixed_bits_and_layers_left_out_by_pattern(folder: Path, drawn: list, tmp_path: Path) -> None:
+    errors = pipeline.quantize_folder(
+        folder, tmp_path / "out", SPEC, method="gptq", calibration=drawn,
+        bits={"*.mlp.*": 4, "*.down_proj": 8}, skip=("*.layers.1.*", "*.layers.0.self_attn.k_proj"),
+    )  # fmt: skip
+    model = checkpoint.load(tmp_path / "out")
+    found = {name: module.spec.bits for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+    attention = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
+    expected = {f"model.layers.{index}.{name}": 3 for index in (0, 2) for name in attention}
+    expected |= {f"model.layers.{index}.mlp.{name}": 4 for index in (0, 2) for name in ("gate_proj", "up_proj")}
+    expected |= {f"model.layers.{index}.mlp.down_proj": 8 for index in (0, 2)}
+    del expected["model.layers.0.self_attn.k_proj"]
+    assert found == expected
+    assert errors.keys() == expected.keys()
+    # Twice the levels, half the error: the order of the bits shows in the errors of one block.
+    by_bits = {bits: max(errors[name].relative for name in expected if expected[name] == bits) for bits in (3, 4, 8)}
+    assert by_bits[3] > by_bits[4] > 4 * by_bits[8]
+    with pytest.raises(
+        ValueError, match=r"pattern '\*\.up' fits no layer; they are called model\.layers\.0\.self_attn"
+    ):
+        pipeline.quantize_folder(folder, tmp_path / "no", SPEC, bits={"*.up": 4})
+    with pytest.raises(ValueError, match="leaves all 21 linear layers in float"):
+        pipeline.quantize_folder(folder, tmp_path / "no", SPEC, skip=("*",))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_reported_error_is_that_of_the_outputs(folder: Path, drawn: list, tmp_path: Path) -> None:
+    """Of the first layers, whose inputs no rounding has changed, measured by running both models."""
+    errors = pipeline.quantize_folder(folder, tmp_path / "out", SPEC, method="gptq", calibration=drawn)
+    seen: dict[str, list[torch.Tensor]] = {"float": [], "rounded": []}
+    models = {"float": loading.load_float(folder), "rounded": checkpoint.load(tmp_path / "out")}
+    name = "model.layers.0.self_attn.q_proj"
+    for kind, model in models.items():
+        model.get_submodule(name).register_forward_hook(lambda *hook, kind=kind: seen[kind].append(hook[2]))
+        with torch.no_grad():
+            for ids in drawn:
+                model(input_ids=ids)
+    exact, rounded = (torch.cat(parts) for parts in seen.values())
+    assert errors[name].of == "output"
+    assert errors[name].relative == pytest.approx(((rounded - exact).norm() / exact.norm()).item(), rel=1e-4)
+    weights = pipeline.quantize_folder(folder, tmp_path / "nearest", SPEC)
+    exact_weight = models["float"].get_submodule(name).get_parameter("weight")
+    loaded = checkpoint.load(tmp_path / "nearest").get_submodule(name)
+    assert isinstance(loaded, QuantizedLinear)
+    change = loaded.tensor.dequantize() - exact_weight
+    assert weights[name].of == "weight"
+    assert weights[name].relative == pytest.approx((change.norm() / exact_weight.norm()).item(), rel=1e-5)
+
+
+def test_inspect_shows_the_errors(folder: Path, drawn: list, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    errors = pipeline.quantize_folder(folder, tmp_path / "out", SPEC, method="gptq", calibration=drawn)
+    cli.main(["inspect", str(tmp_path / "out"), "--json"])
+    layers = json.loads(capsys.readouterr().out)["layers"]
+    assert {name: row["error"] for name, row in layers.items() if "error" in row} == {
+        name: error.relative for name, error in errors.items()
+    }
+    cli.main(["inspect", str(tmp_path / "out")])
+    assert f"{errors['model.layers.0.mlp.up_proj'].relative:.3g} of output" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq+gptq", "smoothquant"])
+def test_a_block_is_in_memory_only_while_it_is_worked_on(
+    folder: Path, drawn: list, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[int] = []
+
+    class Watched(StreamedModel):
+        def enter(self, path: str) -> None:
+            super().enter(path)
+            linears = [p for name, p in self.model.named_parameters() if "_proj" in name]
+            held.append(sum(not parameter.is_meta for parameter in linears))
+
+    monkeypatch.setattr(pipeline, "StreamedModel", Watched)
+    pipeline.quantize_folder(folder, tmp_path / "out", SPEC, method=method, calibration=drawn)
+    assert held == [7] * (3 if method == "gptq" else 6)
+
+
+def test_too_little_text_is_said_with_what_follows(folder: Path, tmp_path: Path) -> None:
+    tokens = torch.arange(60)
+    with pytest.warns(CalibrationWarning, match=r"has 60 tokens and 4 sequences of 20 are asked for: they overlap"):
+        few = batches(tokens, sequences=4, length=20)
+    with pytest.warns(
+        CalibrationWarning, match=r"has 80 tokens, fewer than the 96 inputs of .*down_proj: its Hessian is"
+    ):
+        pipeline.quantize_folder(folder, tmp_path / "out", SPEC, method="gptq", calibration=few)
+
+
+def test_working_memory_counts_what_waits(folder: Path, drawn: list) -> None:
+    streamed = StreamedModel(folder)
+    needs = working_memory(streamed.model, drawn)
+    assert needs["block"] == 4 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 96 + 2 * 64)
+    assert needs["activations"] == 12 * 24 * (64 + 64 + 96) * 4
+    assert needs["hessian"] == 12 * 96**2
+
+
+def test_a_pattern_of_bits_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for wrong in ("*.down_proj", "*.down_proj=many"):
+        with pytest.raises(SystemExit):
+            cli.main(["quantize", "tutorial", "--output", str(tmp_path / "out"), "--bits-for", wrong])
+        assert f"--bits-for is '{wrong}'; it should be PATTERN=BITS" in capsys.readouterr().err
+
+
+# --- several processes ------------------------------------------------------------------------------
+
+RANKS = """
+import sys
+from pathlib import Path
+import torch
+from reference import pipeline, ranks
+from reference.quantization.activations import ActivationSpec
+from reference.quantization.grid import QuantizationSpec
+folder, out, method = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+batches = list(torch.load(sys.argv[4], weights_only=True))
+group = ranks.start()
+inputs = ActivationSpec("static") if method == "smoothquant+gptq" else None
+spec = QuantizationSpec(8 if inputs else 3, symmetric=True, group_size=None if inputs else 32)
+pipeline.quantize_folder(folder, out, spec, method=method, activations=inputs, calibration=batches, ranks=group)
+ranks.stop()
+"""
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq+gptq", "smoothquant+gptq"])
+def test_two_processes_write_the_bytes_of_one(folder: Path, drawn: list, tmp_path: Path, method: str) -> None:
+    script, tokens = tmp_path / "run.py", tmp_path / "tokens.pt"
+    script.write_text(RANKS)
+    torch.save(drawn, tokens)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parent.parent)}
+    one, two = tmp_path / "one", tmp_path / "two"
+
+    def start(*head: str, output: Path) -> subprocess.CompletedProcess:
+        command = [sys.executable, *head, str(script), str(folder), str(output), method, str(tokens)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+
+    alone = start(output=one)
+    assert alone.returncode == 0, alone.stderr
+    both = start("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", output=two)
+    assert both.returncode == 0, both.stderr
+    names = sorted(path.name for path in one.iterdir())
+    assert names == sorted(path.name for path in two.iterdir())
+    assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
+    assert not list(tmp_path.glob(".*.unfinished"))
+
+
+def test_ranks_share_whole_batches_and_refuse_too_few() -> None:
+    items = list(range(7))
+    shares = [Ranks(rank, 3).share(items) for rank in range(3)]
+    assert sorted(item for share in shares for item in share) == items
+    with pytest.raises(ValueError, match="2 calibration batches do not go round 3 processes"):
+        Ranks(0, 3).share([1, 2])
+
+
+def test_workflow_needs_a_job_to_stream(folder: Path) -> None:
+    streamed = StreamedModel(folder)
+    with pytest.raises(ValueError, match="job is None; a streamed model needs one"):
+        workflow.quantize(streamed.model, SPEC, streamed=streamed)
