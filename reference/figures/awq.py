@@ -6,6 +6,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
+from reference.figures import methods
+
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 LEAST = "least"
 
@@ -91,7 +93,7 @@ def loss_by_tokens(
         levels: label → extra bits per byte to compare with, a horizontal line.
     """
     _, axes = plt.subplots(figsize=(4.8, 3.6))
-    (line,) = axes.plot(tokens, loss, "o-", linewidth=1.3, label="AWQ")
+    (line,) = axes.plot(tokens, loss, "s-", linewidth=1.3, color=methods.COLOURS["awq"], label=methods.LABELS["awq"])
     for x, value, error in zip(tokens, loss, spread, strict=True):
         axes.plot((x, x), (value - 2 * error, value + 2 * error), linewidth=1.6, color=line.get_color())
     for (label, level), style in zip(levels.items(), ("--", ":", "-."), strict=False):
@@ -107,11 +109,17 @@ def error_by_tokens(tokens: Sequence[int], curves: Mapping[str, Sequence[float]]
 
     Args:
         tokens: that were calibrated on.
-        curves: label → error in per cent of the output at each.
+        curves: label of :mod:`reference.figures.methods` → error in per cent of the output at each.
     """
     _, axes = plt.subplots(figsize=(4.8, 3.6))
-    for (label, values), marker, style in zip(curves.items(), MARKERS, ("--", "-", "-"), strict=False):
-        axes.plot(tokens, values, marker, linestyle=style, linewidth=1.3, markersize=6, label=label)
+    method_of = {label: method for method, label in methods.LABELS.items()}
+    for label, values in curves.items():
+        method = method_of[label]
+        style = "--" if method == methods.NEAREST else "-"
+        axes.plot(
+            tokens, values, methods.MARKERS[method], color=methods.COLOURS[method], linestyle=style, linewidth=1.3,
+            markersize=6, label=label,
+        )  # fmt: skip
     axes.set(xscale="log", ylim=(0, None), xlabel="calibration tokens", ylabel="error on other text, % of the output")
     _ticks(axes, tokens)
     axes.legend(fontsize=9.5)

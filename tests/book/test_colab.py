@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 
 ROOT = book_paths.ROOT
 CELL = address.colab_cell(address.address())
-PACKAGE = ("pyproject.toml", "README.md", "LICENSE", "LICENSES", "reference", "kernels")
+PACKAGE = ("pyproject.toml", "README.md", "LICENSE", "LICENSES", "reference", "kernels", "book/data")
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +104,7 @@ def test_the_cell_works_in_a_fresh_environment(checkout, tmp_path):
     assert (site / "reference" / "models" / "tutorial" / "model.safetensors").is_file()
     assert list((site / "reference" / "kernels").glob("*.py"))
     assert (site / "reference" / "data" / "text" / "manifest.json").is_file()
+    assert (site / "reference" / "recorded" / "post_training_methods.json").is_file()
 
 
 def test_the_wheel_asks_for_ranges(checkout, tmp_path):
