@@ -140,7 +140,7 @@ def quantize(
 
     Example: python -m reference quantize tutorial --method gptq --bits 3 --act-order --output smaller
 
-    Example: python -m reference quantize tutorial --method gptq --bits 3 --bits-for '*down_proj=4' --output mixed
+    Example: python -m reference quantize tutorial --method gptq --bits 3 --bits-for model.layers.0.mlp.down_proj=8 --output mixed
 
     Example: python -m reference quantize tutorial --method smoothquant --bits 8 --group-size -1
     --activations per_token --output integers
