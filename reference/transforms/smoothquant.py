@@ -134,12 +134,16 @@ def quantize_integer(
 ) -> nn.Module:
     """Smooth a model and replace the linear layers of its blocks by integer ones, in place, in one float pass.
 
+    :func:`reference.workflow.quantize` ends in the same layers where steps are dynamic, and does more: other solvers,
+    resuming, files larger than memory. This is for encoders, and for trying many settings.
+
     Args:
         model: an architecture of :mod:`reference.models.families`.
         inputs: token batches, as for :func:`reference.calibration.walk_blocks`.
         alpha: as :func:`reference.quantization.smoothquant.smoothing_factors`; None does not smooth.
         weights: a symmetric grid; rounded to nearest.
-        activations: granularity and bits, by default 8 bits per token; static scales are calibrated on ``inputs``.
+        activations: granularity and bits, by default 8 bits per token; static scales are calibrated on ``inputs``,
+            as the float model sees them.
         progress: wraps the list of blocks, for a progress bar.
 
     Returns:

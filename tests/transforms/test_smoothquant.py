@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, BertConfig, GemmaConfig, LlamaConfig, OPTConfig
 
+from reference import workflow
 from reference.calibration import walk_blocks
 from reference.layers import Int8Linear
 from reference.models import tutorial
@@ -229,6 +230,18 @@ def test_weights_of_four_bits_are_kept_as_such() -> None:
     assert {linear.spec.bits for _, linear in block_linears(model)} == {4}
     assert set(codes.tolist()) <= set(range(-8, 8))
     assert len(set(codes.tolist())) >= 15
+
+
+@pytest.mark.parametrize("granularity", ["per_token", "per_tensor"])
+def test_the_workflow_ends_in_the_same_layers(granularity: str) -> None:
+    spec = ActivationSpec(granularity=granularity)
+    ours = quantize_integer(model_of("opt"), BATCHES, alpha=0.7, activations=spec)
+    theirs = workflow.quantize(
+        model_of("opt"), smoothquant.W8, method="smoothquant", activations=spec, calibration=BATCHES, alpha=0.7
+    )
+    for (name, layer), (_, other) in zip(block_linears(ours), block_linears(theirs), strict=True):
+        for key, tensor in layer.state_dict().items():
+            assert torch.equal(tensor, other.state_dict()[key]), f"{name}.{key}"
 
 
 # --- the search for alpha -------------------------------------------------------------------------
