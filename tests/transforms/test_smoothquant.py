@@ -244,6 +244,17 @@ def test_the_workflow_ends_in_the_same_layers(granularity: str) -> None:
             assert torch.equal(tensor, other.state_dict()[key]), f"{name}.{key}"
 
 
+def test_layers_without_a_grid_stay_in_float_and_smoothed() -> None:
+    model = model_of("llama")
+    found = quantize_integer(
+        copy.deepcopy(model), BATCHES, weights=lambda name: None if "layers.1" in name else smoothquant.W8
+    )
+    floats = [name for name, linear in block_linears(found) if isinstance(linear, nn.Linear)]
+    assert len(floats) == 7
+    assert all("layers.1" in name for name in floats)
+    assert 0 < error(found, model) < 0.1
+
+
 # --- the search for alpha -------------------------------------------------------------------------
 
 
