@@ -38,7 +38,7 @@ def batches(tokens: Tensor, *, sequences: int, length: int, batch: int = 8, seed
     Warns:
         CalibrationWarning: the text is shorter than all sequences together, so they overlap.
 
-    Chapter: none (the gptq chapter is to come)
+    Chapter: quantization/gptq
     """
     for name, value in (("sequences", sequences), ("length", length), ("batch", batch)):
         if value < 1:
@@ -94,7 +94,7 @@ def walk_blocks(
     Raises:
         ValueError: unknown architecture, or ``inputs`` is empty.
 
-    Chapter: none (the gptq chapter is to come)
+    Chapter: quantization/gptq
     """
     if not inputs:
         raise ValueError("inputs is empty; at least one calibration batch is needed")
@@ -136,7 +136,7 @@ def walk(
     Raises:
         ValueError: unknown architecture, or ``inputs`` is empty.
 
-    Chapter: none (the gptq chapter is to come)
+    Chapter: quantization/gptq
     """
     sublayers = family_of(model).sublayers
 
@@ -159,10 +159,10 @@ def working_memory(model: nn.Module, inputs: list[Tensor]) -> dict[str, int]:
 
     Returns:
         ``"block"``, the weights of one block; ``"activations"``, for each token the block's input, the
-        residual stream and the widest input of a layer; ``"hessian"``, the float64 sum and the float32
+        residual stream, its norm and the widest input of a layer; ``"hessian"``, the float64 sum and the float32
         mean, or the mean and its factor.
 
-    Chapter: none (the gptq chapter is to come)
+    Chapter: quantization/gptq
     """
     family, block = family_of(model), blocks(model)[0]
     widths = [block.get_submodule(group[0]).get_parameter("weight").shape[1] for group in family.sublayers]
@@ -170,7 +170,7 @@ def working_memory(model: nn.Module, inputs: list[Tensor]) -> dict[str, int]:
     tokens = sum(ids.numel() for ids in inputs)
     return {
         "block": sum(parameter.numel() * parameter.element_size() for parameter in parameters),
-        "activations": tokens * (2 * widths[0] + max(widths)) * parameters[0].element_size(),
+        "activations": tokens * (3 * widths[0] + max(widths)) * parameters[0].element_size(),
         "hessian": 12 * max(widths) ** 2,
     }
 

@@ -74,7 +74,7 @@ def quantize_folder(
         FileExistsError: ``output`` holds something.
         OSError: the disk is full.
 
-    Chapter: none (the gptq chapter is to come)
+    Chapter: none (plumbing: streams, resumes, writes)
     """
     unfinished = output.resolve().parent / f".{output.resolve().name}.unfinished"
     _clear_finished(unfinished, output)

@@ -134,7 +134,7 @@ def test_working_memory_counts_what_waits(folder: Path, drawn: list) -> None:
     streamed = StreamedModel(folder)
     needs = working_memory(streamed.model, drawn)
     assert needs["block"] == 4 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 96 + 2 * 64)
-    assert needs["activations"] == 12 * 24 * (64 + 64 + 96) * 4
+    assert needs["activations"] == 12 * 24 * (3 * 64 + 96) * 4
     assert needs["hessian"] == 12 * 96**2
 
 

@@ -43,7 +43,7 @@ class Solution(NamedTuple):
     :math:`\frac12 \mathrm{tr}(E (H + \lambda I) E^\top)` with :math:`E = \hat W - W`, which the solver
     gets for free as half the sum of its squared :math:`e`. ``damping`` is the fraction that was used.
 
-    Chapter: none (the gptq chapter is to come)
+    Chapter: quantization/gptq
     """
 
     codes: Tensor
@@ -86,7 +86,7 @@ def quantize_layer(
 
     Source: Frantar et al. 2023, algorithm 1, and the authors' ``fasterquant``.
 
-    Chapter: none (the gptq chapter is to come)
+    Chapter: quantization/gptq
     """
     found = solve(
         weight, hessian, spec, damping=damping, block_size=block_size, act_order=act_order,
@@ -110,7 +110,7 @@ def solve(
 ) -> Solution:
     """Codes, grids and loss of GPTQ; see :func:`quantize_layer` for the arguments.
 
-    Chapter: none (the gptq chapter is to come)
+    Chapter: quantization/gptq
     """
     grid.check_weight(weight, spec, name)
     _check(weight, hessian, damping, block_size, name)

@@ -27,7 +27,7 @@ class HessianAccumulator:
         sum: float64 ``[in_features, in_features]``, the sum of :math:`X^\top X`; on a CPU its upper half.
         sequences: how many sequences went in.
 
-    Chapter: none (the gptq chapter is to come)
+    Chapter: quantization/gptq
     """
 
     def __init__(

@@ -23,6 +23,11 @@ def test_cheap_results_repeat():
     assert {result["name"]: recorded.differences(result) for result in cheap} == {r["name"]: [] for r in cheap}
 
 
+def test_the_whole_model_record_is_the_benchmarks():
+    results = book_paths.ROOT / "benchmarks" / "results" / "whole_model.json"
+    assert load(book_paths.ROOT / "book" / "data" / "whole_model.json")["values"] == load(results)["values"]
+
+
 def test_every_file_is_data_of_that_kind():
     folder = book_paths.ROOT / "book" / "data"
     assert [p.name for p in folder.rglob("*") if p.is_file() and p not in FILES] == []
