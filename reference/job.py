@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,8 @@ class Job:
         path = self.path(step)
         if not path.is_file():
             return None
+        if not copy:
+            _forget_pages(path)
         try:
             with safe_open(path, "pt") as file:
                 notes = json.loads((file.metadata() or {}).get("notes", "{}"))
@@ -76,6 +79,16 @@ class Job:
     def remove(self) -> None:
         """Forget the run: its results are where they belong."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _forget_pages(path: Path) -> None:
+    """Drop a file from the page cache: mapping what was just written would make all of it resident."""
+    if hasattr(os, "posix_fadvise"):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
 
 
 def digest(*parts: bytes | Path | Tensor) -> str:
