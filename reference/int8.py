@@ -35,7 +35,7 @@ def integer_product(x: Tensor, weight: Tensor) -> Tensor:
         ValueError: not matrices of the same width, or more than 131,071 columns, whose sum could
             leave int32.
 
-    Chapter: none (the smoothquant chapter is to come)
+    Chapter: quantization/smoothquant
     """
     if x.dtype != torch.int8 or weight.dtype != torch.int8:
         raise TypeError(f"x is {x.dtype} and weight {weight.dtype}; both must be int8")
@@ -125,7 +125,7 @@ class Int8Linear(nn.Module):
     Raises:
         ValueError: the grid is affine, groups are not consecutive, or a scale does not fit.
 
-    Chapter: none (the smoothquant chapter is to come)
+    Chapter: quantization/smoothquant
     """
 
     weight: Tensor

@@ -41,7 +41,7 @@ class ActivationSpec:
     Raises:
         ValueError: a field is outside what it may be.
 
-    Chapter: none (the smoothquant chapter is to come)
+    Chapter: quantization/smoothquant
     """
 
     granularity: str = "per_token"
@@ -73,7 +73,7 @@ class ActivationSpec:
 def scale_of(absmax: Tensor, spec: ActivationSpec) -> Tensor:
     """The step for values up to ``absmax``, in float32; of zeros it is that of 1e-5.
 
-    Chapter: none (the smoothquant chapter is to come)
+    Chapter: quantization/smoothquant
     """
     return absmax.float().clamp(min=SMALLEST_ABSMAX) / spec.steps
 
@@ -98,7 +98,7 @@ def quantize_activations(x: Tensor, spec: ActivationSpec, scale: Tensor | None =
 
     Source: Xiao et al. 2023, section 2 (restricted); ``int-quantized`` of compressed-tensors.
 
-    Chapter: none (the smoothquant chapter is to come)
+    Chapter: quantization/smoothquant
     """
     if (spec.granularity == "static") != (scale is not None):
         raise ValueError(
@@ -121,7 +121,7 @@ def quantize_activations(x: Tensor, spec: ActivationSpec, scale: Tensor | None =
 def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
     """The activations that codes stand for, ``scale · codes``, in the scale's type.
 
-    Chapter: none (the smoothquant chapter is to come)
+    Chapter: quantization/smoothquant
     """
     return codes.to(scale.dtype) * scale
 
@@ -147,7 +147,7 @@ class AbsmaxAccumulator:
     Attributes:
         absmax: float32 ``[channels]``, zero before the first batch.
 
-    Chapter: none (the smoothquant chapter is to come)
+    Chapter: quantization/smoothquant
     """
 
     def __init__(self, channels: int, device: torch.device | str | None = None) -> None:

@@ -53,7 +53,7 @@ def smoothing_factors(activation_absmax: Tensor, weight_absmax: Tensor, alpha: f
 
     Source: Xiao et al. 2023, eq. 4; the clamps are those of the authors' ``smooth_ln_fcs``.
 
-    Chapter: none (the smoothquant chapter is to come)
+    Chapter: quantization/smoothquant
     """
     if activation_absmax.ndim != 1 or activation_absmax.shape != weight_absmax.shape:
         raise ValueError(
@@ -73,6 +73,6 @@ def smoothing_factors(activation_absmax: Tensor, weight_absmax: Tensor, alpha: f
 def columns_absmax(weights: Sequence[Tensor]) -> Tensor:
     """Largest magnitude of each column over all of ``weights``, ``[out, in]`` each: ``[in]``.
 
-    Chapter: none (the smoothquant chapter is to come)
+    Chapter: quantization/smoothquant
     """
     return torch.stack([weight.abs().amax(0) for weight in weights]).amax(0)

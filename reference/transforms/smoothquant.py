@@ -57,7 +57,7 @@ def smooth_block(
 
     Source: Xiao et al. 2023, section 4, and the authors' ``smooth_lm``.
 
-    Chapter: none (the smoothquant chapter is to come)
+    Chapter: quantization/smoothquant
     """
     chosen = _behind_norms(block, scalings)
     outputs, absmax = input_absmax(block, calls, [scaling.linears[0] for scaling in chosen], largest=largest, name=name)
@@ -86,7 +86,7 @@ def input_absmax(
     Raises:
         ValueError: NaN or infinite activations, by name.
 
-    Chapter: none (the smoothquant chapter is to come)
+    Chapter: quantization/smoothquant
     """
     seen: dict[str, AbsmaxAccumulator] = {}
     handles = []
@@ -117,7 +117,7 @@ def group_factors(linears: Sequence[nn.Module], activation_absmax: Tensor, alpha
         float32 ``[in_features]``. A channel that calibration never saw active gets 1, where the authors' code gives
         it 1e-5.
 
-    Chapter: none (the smoothquant chapter is to come)
+    Chapter: quantization/smoothquant
     """
     weights = [linear.get_parameter("weight").detach().float() for linear in linears]
     factors = smoothquant.smoothing_factors(activation_absmax, smoothquant.columns_absmax(weights), alpha)
@@ -156,7 +156,7 @@ def quantize_integer(
     Raises:
         ValueError: as :func:`smooth_block`, or a grid that integers cannot compute with.
 
-    Chapter: none (the smoothquant chapter is to come)
+    Chapter: quantization/smoothquant
     """
     family, spec = family_of(model), activations or ActivationSpec()
 
@@ -172,7 +172,7 @@ def quantize_integer(
 class AlphaSearch(NamedTuple):
     """The best alpha, and the loss of each that was tried.
 
-    Chapter: none (the smoothquant chapter is to come)
+    Chapter: quantization/smoothquant
     """
 
     alpha: float
@@ -211,7 +211,7 @@ def search_alpha(
     Raises:
         ValueError: ``alphas`` is empty, or as :func:`quantize_integer`.
 
-    Chapter: none (the smoothquant chapter is to come)
+    Chapter: quantization/smoothquant
     """
     if not alphas:
         raise ValueError("alphas is empty; give at least one")
