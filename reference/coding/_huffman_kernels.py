@@ -6,8 +6,8 @@ from typing import Any
 import numba
 import numpy as np
 
-#: Bits looked up at once, at most: 4,096 entries of 8 bytes stay in the first-level cache.
-LOOKUP_BITS = 12
+#: Bits looked up at once, at most: 2,048 entries of 12 bytes stay in the first-level cache.
+LOOKUP_BITS = 11
 
 
 def _compiled(function: Callable) -> Any:
@@ -34,15 +34,39 @@ def histogram(symbols, alphabet):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def encode_chunks(symbols, chunk, entries, words, starts):  # type: ignore[no-untyped-def]
+def number_blocks(symbols, chunk, group, scaled, blocks):  # type: ignore[no-untyped-def]
+    """Number of each block of ``group`` symbols; ``scaled[k, s]`` is what symbol s adds as the k-th of its block.
+
+    A chunk's last block is filled up with the symbol of rank 0, which adds nothing.
+    """
+    at = 0
+    for begin in range(0, len(symbols), chunk):
+        end = min(begin + chunk, len(symbols))
+        whole = begin + (end - begin) // group * group
+        for i in range(begin, whole, group):
+            number = scaled[0, symbols[i]]
+            for k in range(1, group):
+                number += scaled[k, symbols[i + k]]
+            blocks[at] = number
+            at += 1
+        if whole < end:
+            number = scaled[0, symbols[whole]]
+            for i in range(whole + 1, end):
+                number += scaled[i - whole, symbols[i]]
+            blocks[at] = number
+            at += 1
+
+
+@_compiled
+def encode_chunks(blocks, chunk, entries, words, starts):  # type: ignore[no-untyped-def]
     """Write each chunk's code words from a word boundary on; entries are code · 32 + length, 24 bits long at most."""
     at = 0
     for c in range(len(starts)):
         starts[c] = at
         held = np.uint64(0)
         bits = np.uint64(0)
-        for i in range(c * chunk, min((c + 1) * chunk, len(symbols))):
-            entry = entries[symbols[i]]
+        for i in range(c * chunk, min((c + 1) * chunk, len(blocks))):
+            entry = entries[blocks[i]]
             length = entry & np.uint64(31)
             held = (held << length) | (entry >> np.uint64(5))
             bits += length
@@ -57,40 +81,41 @@ def encode_chunks(symbols, chunk, entries, words, starts):  # type: ignore[no-un
 
 
 @_compiled
-def fill_lookup(lookup_bits, order, length_of, width):  # type: ignore[no-untyped-def]
-    """What each pattern of ``lookup_bits`` bits decodes to: as many whole symbols as fit, up to four bytes.
+def fill_lookup(lookup_bits, values, lengths, block_bytes):  # type: ignore[no-untyped-def]
+    """What each pattern of ``lookup_bits`` bits decodes to: as many whole blocks as fit in it and in eight bytes.
 
-    Bits 0-31 of an entry: the bytes, first symbol lowest. 32-35: their number, 0 if the pattern begins a longer
-    code word. 36-41: bits used. 42-47: bits of the first symbol.
+    Two arrays: the bytes, the first lowest; and their number in bits 0-3 (0 if the pattern begins a longer code
+    word), the bits used in 4-9, and those of the first block alone in 10-15.
     """
     size = 1 << lookup_bits
-    symbol = np.zeros(size, np.int64)
+    value = np.zeros(size, np.uint64)
     bits = np.zeros(size, np.int64)
     at = 0
-    for k in range(len(order)):
-        length = length_of[k]
-        if length > lookup_bits:
+    for k in range(len(values)):
+        if lengths[k] > lookup_bits:
             break
-        for _ in range(1 << (lookup_bits - length)):
-            symbol[at] = order[k]
-            bits[at] = length
+        for _ in range(1 << (lookup_bits - lengths[k])):
+            value[at] = values[k]
+            bits[at] = lengths[k]
             at += 1
-    lookup = np.zeros(size, np.uint64)
+    output = np.zeros(size, np.uint64)
+    advance = np.zeros(size, np.uint32)
     for pattern in range(size):
-        entry, used, count = 0, 0, 0
-        while count < 4:
+        held, used, count = np.uint64(0), 0, 0
+        while count + block_bytes <= 8:
             rest = (pattern << used) & (size - 1)
             if bits[rest] == 0 or used + bits[rest] > lookup_bits:
                 break
-            entry |= symbol[rest] << (8 * count)
+            held |= value[rest] << np.uint64(8 * count)
             used += bits[rest]
-            count += width
-        lookup[pattern] = np.uint64(entry | count << 32 | used << 36 | bits[pattern] << 42)
-    return lookup
+            count += block_bytes
+        output[pattern] = held
+        advance[pattern] = count | used << 4 | bits[pattern] << 10
+    return output, advance
 
 
 @_compiled
-def decode_chunks(words, starts, chunk, width, lookup, shift, order, limit, base, out):  # type: ignore[no-untyped-def]
+def decode_chunks(words, starts, chunk, block_bytes, lookup, advance, shift, values, limit, base, out):  # type: ignore[no-untyped-def]
     """Decode the chunks that begin at ``starts[:-1]`` into the bytes ``out``; the first damaged one, or -1.
 
     ``chunk`` in bytes of output. ``words`` has one word more than ``starts[-1]``. ``shift`` is 64 less the bits
@@ -106,27 +131,31 @@ def decode_chunks(words, starts, chunk, width, lookup, shift, order, limit, base
                 return c
             i = at >> 5
             window = (np.uint64(words[i]) << np.uint64(32) | np.uint64(words[i + 1])) << np.uint64(at & 31)
-            entry = lookup[window >> np.uint64(shift)]
-            if entry & np.uint64(0xF00000000) and o + 4 <= stop:
-                out[o] = np.uint8(entry)
-                out[o + 1] = np.uint8(entry >> np.uint64(8))
-                out[o + 2] = np.uint8(entry >> np.uint64(16))
-                out[o + 3] = np.uint8(entry >> np.uint64(24))
-                o += np.int64(entry >> np.uint64(32)) & 15
-                at += np.int64(entry >> np.uint64(36)) & 63
+            pattern = window >> np.uint64(shift)
+            value = lookup[pattern]
+            step = np.int64(advance[pattern])
+            if step & 15 and o + 8 <= stop:
+                out[o] = np.uint8(value)
+                out[o + 1] = np.uint8(value >> np.uint64(8))
+                out[o + 2] = np.uint8(value >> np.uint64(16))
+                out[o + 3] = np.uint8(value >> np.uint64(24))
+                out[o + 4] = np.uint8(value >> np.uint64(32))
+                out[o + 5] = np.uint8(value >> np.uint64(40))
+                out[o + 6] = np.uint8(value >> np.uint64(48))
+                out[o + 7] = np.uint8(value >> np.uint64(56))
+                o += step & 15
+                at += step >> 4 & 63
                 continue
-            length = np.int64(entry >> np.uint64(42)) & 63
-            symbol = np.int64(entry & np.uint64(0xFFFF))
+            length = step >> 10
             if length == 0:
                 head = np.int64(window >> np.uint64(32))
                 length = 65 - shift
                 while head >= limit[length]:
                     length += 1
-                symbol = order[base[length] + (head >> (32 - length))]
-            out[o] = np.uint8(symbol & 255)
-            if width == 2:
-                out[o + 1] = np.uint8(symbol >> 8)
-            o += width
+                value = values[base[length] + (head >> (32 - length))]
+            for k in range(min(block_bytes, stop - o)):
+                out[o + k] = np.uint8(value >> np.uint64(8 * k))
+            o += block_bytes
             at += length
         if at > end or end - at > 31:
             return c

@@ -1,139 +1,84 @@
-r"""Huffman streams: symbols as canonical code words, in chunks that can be decoded one by one.
+r"""Huffman coding of weights, codes and gaps: from symbols to a stream and back.
 
-A stream (`encode`) is, with all numbers little-endian:
+A stream (`reference.coding.huffman_stream` has it bit by bit) holds a canonical code, optimal among prefix codes with
+a length limit, and the code words, in chunks that are decoded one by one or side by side.
 
-    byte  0  4 bytes   "HUF1"
-          4  uint32    CRC-32 of all the other bytes
-          8  uint64    n, the number of symbols
-         16  uint32    symbols in a chunk; the last chunk may hold fewer
-         20  uint24    bytes of the table
-         23  uint8     bytes of a symbol, 1 or 2
-         24  table     the code's lengths (see `reference.coding.prefix_code`)
-             offsets   uint32 for each chunk but the first: the word of the payload where it begins
-             payload   uint32 words
-
-Bit k of a chunk is bit 31 - k mod 32 of its word k // 32: code words follow each other, each with its most
-significant bit first, and the chunk's last word is filled with zeros. A decoder therefore reads two neighbouring
-words, shifts them left by (bit position mod 32), and has the next 33 bits at the top of a 64-bit number. No chunk
-needs another one. A stream with one used symbol has a table and no offsets and no payload: nothing is left to say.
-A stream without symbols ends after byte 23.
-
-The code is optimal among prefix codes with the length limit. No prefix code spends less than one bit a symbol: where
-one symbol has more than half of the probability, or a few symbols have nearly all, the entropy is not reached
-(p = 0.9: 1 bit against 0.47). Symbols taken in pairs, ``encode(symbols.view(np.uint16))``, halve that loss.
+No prefix code spends less than one bit on a code word, and none but by chance spends the entropy: one symbol of
+probability 0.9 and another take 1 bit each against 0.47, the exponents of Gaussian weights 2.59 against 2.55. Where it
+makes the stream shorter, a code word therefore stands for a block of symbols: the loss is spread over the block. The
+price is a larger table, so short streams code symbol by symbol.
 """
 
-import struct
-import zlib
-from dataclasses import dataclass
+import math
 from types import ModuleType
-from typing import NamedTuple
 
 import numpy as np
 
-from reference.coding.prefix_code import (
-    LONGEST,
-    CorruptStream,
-    canonical_codes,
-    code_lengths,
-    entropy,
-    pack_lengths,
-    unpack_lengths,
-)
+from reference.coding.code_table import LONGEST, MOST_BLOCKS, CorruptStream
+from reference.coding.huffman_stream import BLOCK_BYTES, LARGEST_CHUNK, Sizes, Stream, describe, read, write
+from reference.coding.prefix_code import canonical_codes, code_lengths, entropy
 
 __all__ = ["CorruptStream", "Sizes", "Stream", "canonical_codes", "code_lengths", "decode", "decode_chunk", "describe",
            "encode", "entropy", "read"]  # fmt: skip
 
-_HEADER = struct.Struct("<4sIQII")
-_MAGIC = b"HUF1"
-_ONE_SYMBOL_LIMIT = 2**28
+#: Symbols from which the size of the blocks is chosen, and the part of the size that a larger block must save.
+_SAMPLE, _GAIN = 2**20, 0.002
 
 
-class Sizes(NamedTuple):
-    """What a stream holds and where its bytes go; the four sizes add up to the stream.
-
-    Chapter: none (chapter to come: pruning/deep_compression)
-    """
-
-    symbols: int
-    header_bytes: int
-    table_bytes: int
-    offset_bytes: int
-    payload_bytes: int
-
-
-@dataclass(frozen=True, eq=False)
-class Stream:
-    """A stream taken apart by `read`, its bounds checked: what a decoder needs.
-
-    Attributes:
-        symbols: number of symbols.
-        chunk: symbols in each chunk but the last.
-        width: bytes of a symbol, 1 or 2.
-        lengths: uint8 ``[256]`` or ``[65536]``, code lengths in bits.
-        starts: int64 ``[chunks + 1]``, first word of each chunk, and the number of words.
-        words: uint32 ``[words + 1]``, the payload, and a zero so that two words can be read anywhere.
-
-    Chapter: none (chapter to come: pruning/deep_compression)
-    """
-
-    symbols: int
-    chunk: int
-    width: int
-    lengths: np.ndarray
-    starts: np.ndarray
-    words: np.ndarray
-
-
-def encode(symbols: np.ndarray, *, max_length: int | None = None, chunk: int = 16_384) -> bytes:
+def encode(
+    symbols: np.ndarray, *, max_length: int | None = None, chunk: int = 16_384, group: int | None = None
+) -> bytes:
     """Code symbols with their own optimal canonical code.
 
     Args:
         symbols: ``[n]``, uint8 or uint16.
-        max_length: longest code word in bits, 1 to 24; None: 16 for uint8, 24 for uint16.
+        max_length: longest code word in bits, 1 to 24; None: 16 for up to 256 code words, 24 for more.
         chunk: symbols in a chunk, 1 to 2^24. Small chunks: more can be decoded at once, more offsets.
+        group: symbols that one code word stands for: 1 to 8 of uint8, 1 to 4 of uint16, and
+            ``used symbols ** group`` at most 65,536. None: what makes the stream short. 1 is the plain
+            Huffman code, for decoders that want one small table.
 
     Returns:
         The stream; `describe` says where its bytes go.
 
     Raises:
         TypeError: ``symbols`` is not a uint8 or uint16 array.
-        ValueError: ``symbols`` is not one-dimensional, ``max_length`` or ``chunk`` is out of range,
-            ``max_length`` is too short for the number of different symbols, or the payload takes
+        ValueError: ``symbols`` is not one-dimensional; ``max_length``, ``chunk`` or ``group`` is out of
+            range; ``max_length`` is too short for the number of code words; or the payload takes
             more than 16 GiB.
 
     Source: Han, Mao and Dally 2016, section 4; Huffman 1952.
 
     Chapter: none (chapter to come: pruning/deep_compression)
     """
-    if not isinstance(symbols, np.ndarray) or symbols.dtype.kind != "u" or symbols.dtype.itemsize > 2:
-        found = symbols.dtype if isinstance(symbols, np.ndarray) else type(symbols).__name__
-        raise TypeError(f"symbols is {found}; it must be a numpy array of uint8 or uint16")
-    if symbols.ndim != 1:
-        raise ValueError(f"symbols has {symbols.ndim} dimensions; it must have one")
-    if max_length is not None and not 1 <= max_length <= LONGEST:
-        raise ValueError(f"max_length is {max_length}; it may be 1 to {LONGEST}")
-    if not 1 <= chunk <= 2**24:
-        raise ValueError(f"chunk is {chunk}; it may be 1 to 2^24")
+    _check(symbols, max_length, chunk, group)
     width, n = symbols.dtype.itemsize, len(symbols)
+    nothing = np.empty(0, np.uint32)
     if n == 0:
-        return _assemble(n, chunk, width, b"", b"")
+        return write(Stream(0, chunk, width, 1, nothing, nothing, np.zeros(1, np.int64), nothing))
     kernels = _kernels()
     symbols = np.ascontiguousarray(symbols, dtype=symbols.dtype.newbyteorder("="))
     freq = kernels.histogram(symbols, 256**width)
-    lengths = code_lengths(freq, max_length or (16, 24)[width - 1])
-    table = pack_lengths(lengths)
-    if freq.max() == n:
-        return _assemble(n, chunk, width, table, b"")
-    chunks = -(-n // chunk)
-    words = np.empty(int(freq @ lengths.astype(np.int64)) // 32 + chunks, np.uint32)
-    starts = np.empty(chunks, np.int64)
+    used = np.flatnonzero(freq)
+    if len(used) == 1:
+        return write(Stream(n, chunk, width, 1, used, np.ones(1, np.uint8), np.zeros(2, np.int64), nothing))
+    if group is None:
+        group = _choose_group(symbols, used, max_length)
+    elif len(used) ** group > MOST_BLOCKS:
+        raise ValueError(f"group is {group}; {len(used)} symbols make more than {MOST_BLOCKS} such blocks")
+    blocks, chunk_blocks = symbols, chunk
+    if group > 1:
+        blocks, chunk_blocks = _blocks(symbols, used, chunk, group), -(-chunk // group)
+        freq = kernels.histogram(blocks, len(used) ** group)
+    lengths = code_lengths(freq, max_length or _default_limit(len(used) ** group))
     entries = (canonical_codes(lengths) << 5 | lengths).astype(np.uint64)
-    used = kernels.encode_chunks(symbols, chunk, entries, words, starts)
-    if used >= 2**32:
-        raise ValueError(f"symbols take {4 * used} bytes; a stream holds 16 GiB: encode them in parts")
-    body = starts[1:].astype("<u4").tobytes() + words[:used].astype("<u4", copy=False).tobytes()
-    return _assemble(n, chunk, width, table, body)
+    starts = np.empty(-(-n // chunk) + 1, np.int64)
+    words = np.empty(int(freq @ lengths.astype(np.int64)) // 32 + len(starts), np.uint32)
+    starts[-1] = kernels.encode_chunks(blocks, chunk_blocks, entries, words, starts[:-1])
+    if starts[-1] >= 2**32:
+        raise ValueError(f"symbols take {4 * starts[-1]} bytes; a stream holds 16 GiB: encode them in parts")
+    lengths = lengths if group > 1 else lengths[used]
+    return write(Stream(n, chunk, width, group, used, lengths, starts, words[: starts[-1]]))
 
 
 def decode(blob: bytes | memoryview, *, max_symbols: int | None = None) -> np.ndarray:
@@ -142,7 +87,7 @@ def decode(blob: bytes | memoryview, *, max_symbols: int | None = None) -> np.nd
     Args:
         blob: the stream, from a source that need not be trusted.
         max_symbols: refuse a stream of more symbols before memory is taken for them. None: what the
-            payload can hold (at least a bit each), and 2^28 where only one symbol is used.
+            payload can hold (a code word has a bit at least), and 2^28 where only one symbol is used.
 
     Returns:
         uint8 or uint16 ``[n]``, as encoded.
@@ -152,7 +97,8 @@ def decode(blob: bytes | memoryview, *, max_symbols: int | None = None) -> np.nd
 
     Chapter: none (chapter to come: pruning/deep_compression)
     """
-    return _decode(read(blob, max_symbols=max_symbols), None)
+    stream = read(blob, max_symbols=max_symbols)
+    return _decode(stream, 0, len(stream.starts) - 1)
 
 
 def decode_chunk(stream: Stream, index: int) -> np.ndarray:
@@ -173,66 +119,54 @@ def decode_chunk(stream: Stream, index: int) -> np.ndarray:
     """
     if not 0 <= index < len(stream.starts) - 1:
         raise IndexError(f"index is {index}; the stream has {len(stream.starts) - 1} chunks")
-    return _decode(stream, index)
+    return _decode(stream, index, index + 1)
 
 
-def describe(blob: bytes | memoryview) -> Sizes:
-    """Where the bytes of a stream go.
+def _decode(stream: Stream, first: int, last: int) -> np.ndarray:
+    """The chunks from ``first`` to before ``last``."""
+    n = min(last * stream.chunk, stream.symbols) - first * stream.chunk
+    dtype = np.dtype(f"<u{stream.width}")
+    native = dtype.newbyteorder("=")
+    if len(stream.used) < 2:
+        return np.full(n, stream.used[0] if n else 0, native)
+    order = np.flatnonzero(stream.lengths)
+    order = order[np.argsort(stream.lengths[order], kind="stable")]
+    bits = stream.lengths[order].astype(np.int64)
+    codes = canonical_codes(bits)
+    values = np.zeros(len(order), np.uint64)
+    for k in range(stream.group):
+        symbol = stream.used[order // len(stream.used) ** k % len(stream.used)].astype(np.uint64)
+        values |= symbol << np.uint64(8 * stream.width * k)
+    # words of l bits are those below limit[l] when 32 bits are read; base[l] + word is the place in `order`
+    limit, base = np.zeros(LONGEST + 1, np.int64), np.zeros(LONGEST + 1, np.int64)
+    limit[bits] = (codes + 1) << (32 - bits)
+    limit = np.maximum.accumulate(limit)
+    base[bits] = np.arange(len(order)) - codes
+    kernels = _kernels()
+    lookup_bits, block_bytes = min(int(bits[-1]), kernels.LOOKUP_BITS), stream.group * stream.width
+    lookup, advance = kernels.fill_lookup(lookup_bits, values, bits, block_bytes)
+    out = np.empty(n * stream.width, np.uint8)
+    bad = kernels.decode_chunks(
+        stream.words, stream.starts[first : last + 1], stream.chunk * stream.width, block_bytes,
+        lookup, advance, 64 - lookup_bits, values, limit, base, out,
+    )  # fmt: skip
+    if bad >= 0:
+        raise CorruptStream(f"chunk {first + bad} does not end where the next one begins")
+    return out.view(dtype).astype(native, copy=False)
 
-    Args:
-        blob: the stream, from a source that need not be trusted.
 
-    Returns:
-        The number of symbols, and the bytes of header, table, offsets and payload.
-
-    Raises:
-        CorruptStream: ``blob`` is not a whole, unaltered stream.
-
-    Chapter: none (chapter to come: pruning/deep_compression)
-    """
-    n, chunk, _, table, _, payload = _split(blob)
-    offsets = 4 * (-(-n // chunk) - 1) if len(payload) else 0
-    return Sizes(n, _HEADER.size, len(table), offsets, len(payload))
-
-
-def read(blob: bytes | memoryview, *, max_symbols: int | None = None) -> Stream:
-    """Take a stream apart and check its checksum and every bound, without decoding symbols.
-
-    Args:
-        blob: the stream, from a source that need not be trusted.
-        max_symbols: as in `decode`.
-
-    Returns:
-        The parts. Memory taken is at most a few times the size of ``blob``.
-
-    Raises:
-        CorruptStream: as in `decode`; only the bits of the chunks are not looked at.
-
-    Chapter: none (chapter to come: pruning/deep_compression)
-    """
-    n, chunk, width, table, offsets, payload = _split(blob)
-    if max_symbols is not None and n > max_symbols:
-        raise CorruptStream(f"the stream declares {n} symbols, more than max_symbols, which is {max_symbols}")
-    if n == 0:
-        return Stream(0, chunk, width, np.zeros(256**width, np.uint8), np.zeros(1, np.int64), np.zeros(1, np.uint32))
-    lengths = unpack_lengths(table, 256**width)
-    used = lengths[lengths > 0]
-    words = len(payload) // 4
-    if len(used) == 1:
-        if words or len(offsets):
-            raise CorruptStream("the stream has one used symbol and yet a payload")
-        if max_symbols is None and n > _ONE_SYMBOL_LIMIT:
-            raise CorruptStream(f"the stream declares {n} times one symbol; pass max_symbols to allow more than 2^28")
-        starts = np.broadcast_to(np.int64(0), -(-n // chunk) + 1)
-    else:
-        if n * int(used.min()) > 32 * words:
-            raise CorruptStream(f"the stream declares {n} symbols, more than its {len(payload)} bytes can hold")
-        starts = np.concatenate([[0], np.frombuffer(offsets, "<u4"), [words]]).astype(np.int64)
-        if (np.diff(starts) < 1).any():
-            raise CorruptStream("the offsets of the chunks do not ascend within the payload")
-    padded = np.zeros(words + 1, np.uint32)
-    padded[:words] = np.frombuffer(payload, "<u4")
-    return Stream(n, chunk, width, lengths, starts, padded)
+def _check(symbols: np.ndarray, max_length: int | None, chunk: int, group: int | None) -> None:
+    if not isinstance(symbols, np.ndarray) or symbols.dtype.kind != "u" or symbols.dtype.itemsize > 2:
+        found = symbols.dtype if isinstance(symbols, np.ndarray) else type(symbols).__name__
+        raise TypeError(f"symbols is {found}; it must be a numpy array of uint8 or uint16")
+    if symbols.ndim != 1:
+        raise ValueError(f"symbols has {symbols.ndim} dimensions; it must have one")
+    if max_length is not None and not 1 <= max_length <= LONGEST:
+        raise ValueError(f"max_length is {max_length}; it may be 1 to {LONGEST}")
+    if not 1 <= chunk <= LARGEST_CHUNK:
+        raise ValueError(f"chunk is {chunk}; it may be 1 to 2^24")
+    if group is not None and not 1 <= group <= BLOCK_BYTES // symbols.dtype.itemsize:
+        raise ValueError(f"group is {group}; it may be 1 to {BLOCK_BYTES // symbols.dtype.itemsize}")
 
 
 def _kernels() -> ModuleType:
@@ -242,73 +176,38 @@ def _kernels() -> ModuleType:
     return _huffman_kernels
 
 
-def _assemble(n: int, chunk: int, width: int, table: bytes, body: bytes) -> bytes:
-    head = _HEADER.pack(_MAGIC, 0, n, chunk, width << 24 | len(table))
-    crc = _checksum(head, table + body) if len(body) < 2**20 else zlib.crc32(body, _checksum(head, table))
-    return b"".join([_HEADER.pack(_MAGIC, crc, n, chunk, width << 24 | len(table)), table, body])
+def _default_limit(code_words: int) -> int:
+    return 16 if code_words <= 256 else LONGEST
 
 
-def _checksum(head: bytes | memoryview, rest: bytes | memoryview) -> int:
-    return zlib.crc32(rest, zlib.crc32(head[8:], zlib.crc32(head[:4])))
+def _blocks(symbols: np.ndarray, used: np.ndarray, chunk: int, group: int) -> np.ndarray:
+    """uint16 ``[blocks]``, the number of each block, chunk by chunk."""
+    m, width = len(used), symbols.dtype.itemsize
+    scaled = np.zeros((group, 256**width), np.int64)
+    scaled[:, used] = m ** np.arange(group)[:, None] * np.arange(m)
+    whole, last = divmod(len(symbols), chunk)
+    blocks = np.empty(whole * -(-chunk // group) + -(-last // group), np.uint16)
+    _kernels().number_blocks(symbols, chunk, group, scaled, blocks)
+    return blocks
 
 
-def _split(blob: bytes | memoryview) -> tuple[int, int, int, bytes, memoryview, memoryview]:
-    """Number of symbols, chunk, width, and the bytes of table, offsets and payload."""
-    if len(blob) < _HEADER.size:
-        raise CorruptStream(f"the stream is cut off: {len(blob)} bytes, a header takes {_HEADER.size}")
-    magic, crc, n, chunk, sizes = _HEADER.unpack_from(blob)
-    if magic != _MAGIC:
-        raise CorruptStream(f"the stream begins with {magic!r}, not with {_MAGIC!r}")
-    rest = memoryview(blob)[_HEADER.size :]
-    if _checksum(blob[: _HEADER.size], rest) != crc:
-        raise CorruptStream("the stream's checksum does not fit: its bytes were altered or cut off")
-    width, table_bytes = sizes >> 24, sizes & 0xFFFFFF
-    if width not in (1, 2) or not 1 <= chunk <= 2**24:
-        raise CorruptStream(f"the stream declares symbols of {width} bytes in chunks of {chunk}")
-    body = rest[table_bytes:]
-    # without a payload, one symbol is used (or none), and there are no offsets
-    offset_bytes = 4 * (-(-n // chunk) - 1) if n and len(body) else 0
-    if table_bytes > len(rest) or offset_bytes > len(body) or (len(body) - offset_bytes) % 4:
-        raise CorruptStream(f"the stream's {len(blob)} bytes do not hold the table and {n} symbols that it declares")
-    if n == 0 and len(rest):
-        raise CorruptStream("the stream declares no symbols and yet goes on")
-    return n, chunk, width, bytes(rest[:table_bytes]), body[:offset_bytes], body[offset_bytes:]
-
-
-def _decode(stream: Stream, index: int | None) -> np.ndarray:
-    """One chunk, or all for None."""
-    first = 0 if index is None else index * stream.chunk
-    n = stream.symbols - first if index is None else min(stream.chunk, stream.symbols - first)
-    dtype = np.dtype(f"<u{stream.width}").newbyteorder("=")
-    order = np.flatnonzero(stream.lengths)
-    if len(order) < 2:
-        return np.full(n, order[0] if n else 0, dtype)
-    order = order[np.argsort(stream.lengths[order], kind="stable")]
-    bits = stream.lengths[order].astype(np.int64)
-    codes = canonical_codes(stream.lengths)[order]
-    longest = int(bits[-1])
-    # words of l bits are those below limit[l] when 32 bits are read; base[l] + word is the place in `order`
-    limit, base = np.zeros(longest + 1, np.int64), np.zeros(longest + 1, np.int64)
-    limit[bits] = (codes + 1) << (32 - bits)
-    limit = np.maximum.accumulate(limit)
-    base[bits[::-1]] = (np.arange(len(order)) - codes)[::-1]
-    kernels = _kernels()
-    lookup_bits = min(longest, kernels.LOOKUP_BITS)
-    lookup = kernels.fill_lookup(lookup_bits, order, bits, stream.width)
-    starts = stream.starts if index is None else stream.starts[index : index + 2]
-    out = np.empty(n * stream.width, np.uint8)
-    bad = kernels.decode_chunks(
-        stream.words,
-        starts,
-        stream.chunk * stream.width,
-        stream.width,
-        lookup,
-        64 - lookup_bits,
-        order,
-        limit,
-        base,
-        out,
-    )
-    if bad >= 0:
-        raise CorruptStream(f"chunk {bad if index is None else index} does not end where the next one begins")
-    return out.view(f"<u{stream.width}").astype(dtype, copy=False)
+def _choose_group(symbols: np.ndarray, used: np.ndarray, max_length: int | None) -> int:
+    """The block size of the shortest stream, estimated from parts all over the symbols; smaller if it is as good."""
+    n, m = len(symbols), len(used)
+    parts, each = 16, _SAMPLE // 16
+    sample = symbols
+    if n > _SAMPLE:
+        sample = np.concatenate([symbols[k * (n - each) // (parts - 1) :][:each] for k in range(parts)])
+    best, least = 1, math.inf
+    for group in range(1, BLOCK_BYTES // symbols.dtype.itemsize + 1):
+        limit = max_length or _default_limit(m**group)
+        if group > 1 and (m**group > min(MOST_BLOCKS, 2**limit) or 8 * m**group > n):
+            break
+        freq = _kernels().histogram(_blocks(sample, used, LARGEST_CHUNK, group), m**group)
+        words = int((freq > 0).sum())
+        # a sample's own code fits it too well, by about 1/(2 ln 2) bits a word; a word takes some 3 bits of table
+        bits = int(freq @ code_lengths(freq, limit).astype(np.int64)) + words / math.log(4)
+        size = bits * n / len(sample) + 3 * words
+        if size < (1 - _GAIN) * least:
+            best, least = group, size
+    return best

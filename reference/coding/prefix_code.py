@@ -1,35 +1,8 @@
-r"""Prefix codes: the best lengths under a limit, the canonical code words, and the lengths as few bits.
-
-A canonical code is known from its lengths alone, so a stream stores only those. `pack_lengths` writes them so,
-first bit = most significant bit of the first byte (gamma(x) is Elias's code of x ≥ 1: as many zeros as x has bits
-after its first, then x in binary):
-
-    gamma(first used symbol + 1)   gamma(last used symbol - first used symbol + 1)
-    then for the symbols from first to last, one of
-      0              the length of the used symbol before
-      100            that length + 1
-      101            that length - 1
-      110 gamma(r)   r symbols that are not used (length 0)
-      111 lllll      the length lllll (always so for the first symbol)
-    zeros up to a whole byte
-
-Lengths of neighbouring weights differ little, so this takes about two bits a symbol.
-"""
+"""Prefix codes: the best lengths under a limit, and the canonical code words that the lengths alone decide."""
 
 import math
 
 import numpy as np
-
-#: The longest code word that a table can describe.
-LONGEST = 24
-_SYMBOLS = 65_536
-
-
-class CorruptStream(ValueError):
-    """The bytes are not a stream that `huffman.encode` wrote: cut off, altered, or made up.
-
-    Chapter: none (an error)
-    """
 
 
 def entropy(freq: np.ndarray) -> float:
@@ -135,84 +108,6 @@ def canonical_codes(lengths: np.ndarray) -> np.ndarray:
     return codes
 
 
-def pack_lengths(lengths: np.ndarray) -> bytes:
-    """The lengths of a code with at least one word as the bits that the module's page describes.
-
-    Args:
-        lengths: ``[alphabet]``, uint8, 0 to 24; at most 65,536 symbols.
-
-    Returns:
-        The bytes that `unpack_lengths` reads.
-
-    Chapter: none (plumbing: the table at the head of a stream)
-    """
-    used = np.flatnonzero(lengths)
-    first, last = int(used[0]), int(used[-1])
-    tokens = [_gamma(first + 1), _gamma(last - first + 1)]
-    before, gap = -9, 0
-    for length in lengths[first : last + 1].tolist():
-        if length == 0:
-            gap += 1
-            continue
-        if gap:
-            tokens.append("110" + _gamma(gap))
-            gap = 0
-        step = length - before
-        tokens.append({0: "0", 1: "100", -1: "101"}.get(step) or f"111{length:05b}")
-        before = length
-    bits = "".join(tokens)
-    bits += "0" * (-len(bits) % 8)
-    return int(bits, 2).to_bytes(len(bits) // 8, "big")
-
-
-def unpack_lengths(table: bytes, alphabet: int) -> np.ndarray:
-    """Read what `pack_lengths` wrote; memory and time are bounded by ``alphabet`` and the size of ``table``.
-
-    Args:
-        table: the bytes, from a source that need not be trusted.
-        alphabet: number of symbols, 256 or 65,536.
-
-    Returns:
-        uint8 ``[alphabet]``, the lengths of a complete code (Kraft's sum is 1), or of one word of 1 bit.
-
-    Raises:
-        CorruptStream: the bits are not such a table.
-
-    Chapter: none (plumbing: the table at the head of a stream)
-    """
-    if len(table) > alphabet + 16:
-        raise CorruptStream(f"the table of code lengths has {len(table)} bytes, more than {alphabet} symbols need")
-    bits = f"{int.from_bytes(table, 'big'):0{8 * len(table)}b}" if table else ""
-    first, at = _read_gamma(bits, 0, alphabet)
-    span, at = _read_gamma(bits, at, alphabet - first + 1)
-    found: list[int] = []
-    length = -9
-    while len(found) < span:
-        if bits.startswith("110", at):
-            gap, at = _read_gamma(bits, at + 3, span - len(found))
-            found += [0] * gap
-            continue
-        if bits.startswith("0", at):
-            at += 1
-        elif bits.startswith("10", at):
-            length += -1 if bits.startswith("1", at + 2) else 1
-            at += 3
-        else:
-            length = int(bits[at + 3 : at + 8] or "0", 2)
-            at += 8
-        if at > len(bits) or not 1 <= length <= LONGEST:
-            raise CorruptStream(f"the table of code lengths is damaged at symbol {first - 1 + len(found)}")
-        found.append(length)
-    if len(bits) - at >= 8 or "1" in bits[at:]:
-        raise CorruptStream("the table of code lengths does not end where it should")
-    lengths = np.zeros(alphabet, np.uint8)
-    lengths[first - 1 : first - 1 + span] = found
-    used = lengths[lengths > 0].astype(np.int64)
-    if int((1 << (LONGEST - used)).sum()) != 1 << LONGEST and not (len(used) == 1 and used[0] == 1):
-        raise CorruptStream("the table of code lengths is not that of a complete prefix code")
-    return lengths
-
-
 def _counts(values: np.ndarray, name: str = "freq") -> np.ndarray:
     array = np.asarray(values)
     if array.dtype.kind not in "iu":
@@ -254,16 +149,3 @@ def _package_merge(weight: np.ndarray, levels: int) -> np.ndarray:
         lengths[:leaves] += 1
         taken = 2 * (taken - leaves)
     return lengths
-
-
-def _gamma(value: int) -> str:
-    return "0" * (value.bit_length() - 1) + f"{value:b}"
-
-
-def _read_gamma(bits: str, at: int, most: int) -> tuple[int, int]:
-    """Elias's gamma code at bit ``at``: a value from 1 to ``most`` and the bit after it."""
-    one = bits.find("1", at, at + 17)
-    value = int(bits[one : 2 * one - at + 1], 2) if at <= one and 2 * one - at < len(bits) else 0
-    if not 1 <= value <= most:
-        raise CorruptStream("the table of code lengths names symbols outside the alphabet, or is cut off")
-    return value, 2 * one - at + 1
