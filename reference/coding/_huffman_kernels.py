@@ -119,7 +119,7 @@ def decode_chunks(words, starts, chunk, block_bytes, lookup, advance, shift, val
     """Decode the chunks that begin at ``starts[:-1]`` into the bytes ``out``; the first damaged one, or -1.
 
     ``chunk`` in bytes of output. ``words`` has one word more than ``starts[-1]``. ``shift`` is 64 less the bits
-    of the lookup.
+    of the lookup. A pattern without a whole block advances by nothing: such a word is left to the next window.
     """
     for c in range(len(starts) - 1):
         at = starts[c] * 32
@@ -132,20 +132,25 @@ def decode_chunks(words, starts, chunk, block_bytes, lookup, advance, shift, val
             i = at >> 5
             window = (np.uint64(words[i]) << np.uint64(32) | np.uint64(words[i + 1])) << np.uint64(at & 31)
             pattern = window >> np.uint64(shift)
-            value = lookup[pattern]
             step = np.int64(advance[pattern])
-            if step & 15 and o + 8 <= stop:
-                out[o] = np.uint8(value)
-                out[o + 1] = np.uint8(value >> np.uint64(8))
-                out[o + 2] = np.uint8(value >> np.uint64(16))
-                out[o + 3] = np.uint8(value >> np.uint64(24))
-                out[o + 4] = np.uint8(value >> np.uint64(32))
-                out[o + 5] = np.uint8(value >> np.uint64(40))
-                out[o + 6] = np.uint8(value >> np.uint64(48))
-                out[o + 7] = np.uint8(value >> np.uint64(56))
-                o += step & 15
-                at += step >> 4 & 63
+            if step & 15 and o + 24 <= stop:
+                for _ in range(3):  # three lookups take 33 bits at most, as many as the window has
+                    value = lookup[pattern]
+                    out[o] = np.uint8(value)
+                    out[o + 1] = np.uint8(value >> np.uint64(8))
+                    out[o + 2] = np.uint8(value >> np.uint64(16))
+                    out[o + 3] = np.uint8(value >> np.uint64(24))
+                    out[o + 4] = np.uint8(value >> np.uint64(32))
+                    out[o + 5] = np.uint8(value >> np.uint64(40))
+                    out[o + 6] = np.uint8(value >> np.uint64(48))
+                    out[o + 7] = np.uint8(value >> np.uint64(56))
+                    o += step & 15
+                    at += step >> 4 & 63
+                    window <<= np.uint64(step >> 4 & 63)
+                    pattern = window >> np.uint64(shift)
+                    step = np.int64(advance[pattern])
                 continue
+            value = lookup[pattern]
             length = step >> 10
             if length == 0:
                 head = np.int64(window >> np.uint64(32))

@@ -21,12 +21,12 @@ from reference.coding.prefix_code import canonical_codes, code_lengths, entropy
 __all__ = ["CorruptStream", "Sizes", "Stream", "canonical_codes", "code_lengths", "decode", "decode_chunk", "describe",
            "encode", "entropy", "read"]  # fmt: skip
 
-#: Symbols from which the size of the blocks is chosen, and the part of the size that a larger block must save.
-_SAMPLE, _GAIN = 2**20, 0.002
+#: Symbols from which the size of the blocks is chosen, and the part of the size for which no larger block is taken.
+_SAMPLE, _SLACK = 2**20, 0.001
 
 
 def encode(
-    symbols: np.ndarray, *, max_length: int | None = None, chunk: int = 16_384, group: int | None = None
+    symbols: np.ndarray, *, max_length: int | None = None, chunk: int = 65_536, group: int | None = None
 ) -> bytes:
     """Code symbols with their own optimal canonical code.
 
@@ -36,7 +36,7 @@ def encode(
         chunk: symbols in a chunk, 1 to 2^24. Small chunks: more can be decoded at once, more offsets.
         group: symbols that one code word stands for: 1 to 8 of uint8, 1 to 4 of uint16, and
             ``used symbols ** group`` at most 65,536. None: what makes the stream short. 1 is the plain
-            Huffman code, for decoders that want one small table.
+            Huffman code, for decoders that want one small table, and what a single block repeated gets.
 
     Returns:
         The stream; `describe` says where its bytes go.
@@ -66,10 +66,13 @@ def encode(
         group = _choose_group(symbols, used, max_length)
     elif len(used) ** group > MOST_BLOCKS:
         raise ValueError(f"group is {group}; {len(used)} symbols make more than {MOST_BLOCKS} such blocks")
-    blocks, chunk_blocks = symbols, chunk
     if group > 1:
         blocks, chunk_blocks = _blocks(symbols, used, chunk, group), -(-chunk // group)
-        freq = kernels.histogram(blocks, len(used) ** group)
+        block_freq = kernels.histogram(blocks, len(used) ** group)
+    if group > 1 and block_freq.max() < len(blocks):
+        freq = block_freq
+    else:  # one block repeated has no code: its symbols have
+        group, blocks, chunk_blocks = 1, symbols, chunk
     lengths = code_lengths(freq, max_length or _default_limit(len(used) ** group))
     entries = (canonical_codes(lengths) << 5 | lengths).astype(np.uint64)
     starts = np.empty(-(-n // chunk) + 1, np.int64)
@@ -198,7 +201,7 @@ def _choose_group(symbols: np.ndarray, used: np.ndarray, max_length: int | None)
     sample = symbols
     if n > _SAMPLE:
         sample = np.concatenate([symbols[k * (n - each) // (parts - 1) :][:each] for k in range(parts)])
-    best, least = 1, math.inf
+    sizes: list[float] = []
     for group in range(1, BLOCK_BYTES // symbols.dtype.itemsize + 1):
         limit = max_length or _default_limit(m**group)
         if group > 1 and (m**group > min(MOST_BLOCKS, 2**limit) or 8 * m**group > n):
@@ -207,7 +210,5 @@ def _choose_group(symbols: np.ndarray, used: np.ndarray, max_length: int | None)
         words = int((freq > 0).sum())
         # a sample's own code fits it too well, by about 1/(2 ln 2) bits a word; a word takes some 3 bits of table
         bits = int(freq @ code_lengths(freq, limit).astype(np.int64)) + words / math.log(4)
-        size = bits * n / len(sample) + 3 * words
-        if size < (1 - _GAIN) * least:
-            best, least = group, size
-    return best
+        sizes.append(bits * n / len(sample) + 3 * words)
+    return 1 + next(k for k, size in enumerate(sizes) if size < (1 + _SLACK) * min(sizes))

@@ -130,7 +130,7 @@ def read(blob: bytes | memoryview, *, max_symbols: int | None = None) -> Stream:
     words = len(payload) // 4
     if len(used) == 1:
         if words or len(offsets) or group > 1:
-            raise CorruptStream("the stream has one used symbol and yet a payload")
+            raise CorruptStream("the stream has one used symbol and yet a payload or blocks")
         if max_symbols is None and n > _ONE_SYMBOL_LIMIT:
             raise CorruptStream(f"the stream declares {n} times one symbol; pass max_symbols to allow more than 2^28")
         starts = np.broadcast_to(np.int64(0), -(-n // chunk) + 1)

@@ -10,14 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reference.coding.prefix_code import (
-    CorruptStream,
-    canonical_codes,
-    code_lengths,
-    entropy,
-    pack_lengths,
-    unpack_lengths,
-)
+from reference.coding.prefix_code import canonical_codes, code_lengths, entropy
 
 FREQUENCIES = st.lists(st.one_of(st.integers(0, 5), st.integers(0, 10**6)), min_size=1, max_size=40)
 
@@ -129,48 +122,3 @@ def test_bad_arguments_are_named() -> None:
         code_lengths(np.array([2**54, 1]))
     with pytest.raises(ValueError, match="max_length is 0"):
         code_lengths(np.array([3, 1]), 0)
-
-
-@given(FREQUENCIES.filter(any), st.sampled_from([256, 65_536]), st.data())
-def test_a_table_comes_back(freq: list[int], alphabet: int, data: st.DataObject) -> None:
-    lengths = np.zeros(alphabet, np.uint8)
-    begin = data.draw(st.integers(0, alphabet - len(freq)))
-    lengths[begin : begin + len(freq)] = code_lengths(np.array(freq), 24)
-    table = pack_lengths(lengths)
-    np.testing.assert_array_equal(unpack_lengths(table, alphabet), lengths)
-    for cut in range(len(table)):
-        with pytest.raises(CorruptStream):
-            unpack_lengths(table[:cut], alphabet)
-
-
-def test_a_table_by_hand() -> None:
-    """First symbol 2, span 4; length 1, none, 2, same: 011, 00100, 111 00001, 110 1, 100, 0."""
-    lengths = np.array([0, 0, 1, 0, 2, 2], np.uint8)
-    bits = "011001001110000111011000"
-    assert pack_lengths(lengths) == int(bits, 2).to_bytes(3, "big")
-
-
-@pytest.mark.parametrize(
-    ("bits", "words"),
-    [
-        ("1" "1" "11100010", "complete"),  # one symbol of two bits
-        ("1" "010" "11100010" "0", "complete"),  # two of two bits
-        ("1" "010" "11100001" "101", "damaged"),  # length 0
-        ("1" "010" "11111001" "0", "damaged"),  # length 25
-        ("1" "010" "0" "0", "damaged"),  # same as before, and nothing before
-        ("1" "010" "11100001" "110011", "outside"),  # three unused of one left
-        ("1" "00000000100000001", "outside"),  # a span of 257
-        ("000000000", "outside"),  # a gamma code without a one
-        ("1" "010" "11100001" "0" "1", "end"),  # a one in the padding
-        ("1" "010" "11100001" "0" "0000000000000", "end"),  # a byte too many
-    ],
-)  # fmt: skip
-def test_damaged_tables_are_refused(bits: str, words: str) -> None:
-    bits += "0" * (-len(bits) % 8)
-    with pytest.raises(CorruptStream, match=words):
-        unpack_lengths(int(bits, 2).to_bytes(len(bits) // 8, "big"), 256)
-
-
-def test_a_table_longer_than_any_is_refused_unread() -> None:
-    with pytest.raises(CorruptStream, match="more than 256 symbols need"):
-        unpack_lengths(b"\xff" * 300, 256)
