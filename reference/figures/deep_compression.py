@@ -41,7 +41,9 @@ def position_cost(density: Sequence[float], curves: Mapping[str, Sequence[float]
         style = ":" if last else STYLES[number % 2]
         axes.plot(density, values, style, label=label, color="black" if last else None)
     ticks = [d for d in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if density[0] <= d <= density[-1]]
-    axes.set(xscale="log", xlabel="share of weights kept", ylabel="bits for the position of a kept weight", ylim=(0, 16))
+    axes.set(
+        xscale="log", xlabel="share of weights kept", ylabel="bits for the position of a kept weight", ylim=(0, 16)
+    )
     axes.set_xticks(ticks, [f"{100 * d:g} %" for d in ticks])
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.legend(fontsize=9.5)
