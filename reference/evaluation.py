@@ -183,6 +183,32 @@ def agreement(model: nn.Module, original: nn.Module, tokens: Tensor, *, window: 
     return Agreement(same / (count * window), divergence / (count * window))
 
 
+@torch.no_grad()
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor, *, batch: int = 1024) -> float:
+    """Share of images whose largest logit is that of their label; the model is put in evaluation mode meanwhile.
+
+    Args:
+        model: maps a batch of images to logits ``[n, classes]``.
+        images: ``[n, …]``.
+        labels: int64 ``[n]``.
+        batch: images at once.
+
+    Raises:
+        ValueError: the numbers of images and labels differ, or there are none.
+
+    Chapter: none (plumbing: counts)
+    """
+    if len(images) != len(labels) or not len(images):
+        raise ValueError(f"images and labels must be equally many and some, got {len(images)} and {len(labels)}")
+    training = model.training
+    model.eval()
+    right = sum(
+        int((model(x).argmax(1) == y).sum()) for x, y in zip(images.split(batch), labels.split(batch), strict=True)
+    )
+    model.train(training)
+    return right / len(labels)
+
+
 def size_on_disk(directory: str | Path) -> dict[str, int]:
     """Bytes of the tensors in a checkpoint folder by kind, read from the files' headers.
 

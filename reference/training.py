@@ -1,4 +1,4 @@
-"""Train or continue a language model, resumably: the one training loop of the book."""
+"""Training loops: language models, resumably, and small classifiers in memory."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from reference.files import atomic_directory
 
@@ -141,3 +142,66 @@ def load_state(folder: Path, model: nn.Module, optimizers: list[torch.optim.Opti
             state.setdefault(int(index), {})[name] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return json.loads((folder / "state.json").read_text())["step"]
+
+
+def fit(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epochs: int,
+    optimizer: torch.optim.Optimizer,
+    batch: int = 64,
+    seed: int = 0,
+    after_step: Callable[[], object] | None = None,
+    schedule: Callable[[int, int], float] | None = None,
+) -> list[float]:
+    """Train a classifier on data that fits in memory, by cross-entropy.
+
+    Args:
+        model: trained in place; maps a batch of images to logits.
+        images: ``[n, …]``.
+        labels: int64 ``[n]``.
+        epochs: passes over the data; 0 does nothing.
+        optimizer: holds the parameters to train; its current rates are the peak rates, and are
+            its rates again at the end.
+        batch: images a step; the last step of an epoch may have fewer.
+        seed: of the order of the images, which is another one in each epoch.
+        after_step: called after each step of the optimiser, for example to apply masks.
+        schedule: maps step and number of steps to a factor on the rates, see :func:`trapezoid`.
+
+    Returns:
+        The mean loss of each epoch.
+
+    Raises:
+        ValueError: the numbers of images and labels differ, there are none, or the loss is not finite.
+
+    Chapter: none (training plumbing)
+    """
+    if len(images) != len(labels) or not len(images):
+        raise ValueError(f"images and labels must be equally many and some, got {len(images)} and {len(labels)}")
+    generator = torch.Generator().manual_seed(seed)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    total, step = epochs * -(-len(images) // batch), 0
+    history = []
+    model.train()
+    for _ in range(epochs):
+        loss_sum = 0.0
+        for rows in torch.randperm(len(images), generator=generator).split(batch):
+            if schedule is not None:
+                for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                    group["lr"] = peak * schedule(step, total)
+            loss = functional.cross_entropy(model(images[rows]), labels[rows])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            if after_step is not None:
+                after_step()
+            loss_sum += loss.item() * len(rows)
+            step += 1
+        history.append(loss_sum / len(images))
+        if not np.isfinite(history[-1]):
+            raise ValueError(f"the loss became {history[-1]} in epoch {len(history)}; lower the optimizer's rate")
+    for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+        group["lr"] = peak
+    return history

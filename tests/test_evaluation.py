@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from reference import checkpoint, workflow
 from reference.evaluation import (
+    accuracy,
     agreement,
     bits_per_byte,
     latency,
@@ -262,3 +263,12 @@ def test_latency_is_ordered_and_about_what_was_slept() -> None:
     assert 0.002 <= result.best <= result.low <= result.median <= result.high
     with pytest.raises(ValueError, match="repeats is 3; a spread needs at least 4"):
         latency(work, repeats=3)
+
+
+def test_accuracy_counts_the_right_answers() -> None:
+    logits = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]])
+    model = torch.nn.Identity().train()
+    assert accuracy(model, logits, torch.tensor([1, 0, 0]), batch=2) == pytest.approx(2 / 3)
+    assert model.training
+    with pytest.raises(ValueError, match="equally many"):
+        accuracy(model, logits, torch.tensor([1]))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from reference.training import load_state, random_windows, save_state, train, trapezoid
+from reference.training import fit, load_state, random_windows, save_state, train, trapezoid
 
 
 def test_trapezoid_by_hand() -> None:
@@ -177,3 +177,49 @@ def test_a_model_left_in_evaluation_mode_is_trained_in_training_mode() -> None:
     ):
         model.eval()
     assert modes == [True, True]
+
+
+def test_fit_is_gradient_descent_on_shuffled_batches() -> None:
+    """One step on one whole batch, by hand; the schedule scales it and the rate is back at the end."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2, bias=False)
+    x, y = torch.randn(5, 3), torch.tensor([0, 1, 1, 0, 1])
+    start = model.weight.detach().clone()
+    loss = nn.functional.cross_entropy(x @ start.T, y)
+    probabilities = (x @ start.T).softmax(1)
+    gradient = (probabilities - nn.functional.one_hot(y, 2)).T @ x / 5
+    calls: list[int] = []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    history = fit(
+        model, x, y, epochs=1, optimizer=optimizer, batch=8, after_step=lambda: calls.append(1), schedule=lambda *_: 0.5
+    )
+    assert history == pytest.approx([loss.item()])
+    assert torch.allclose(model.weight, start - 0.25 * gradient, atol=1e-6)
+    assert calls == [1]
+    assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_fit_repeats_with_its_seed_and_refuses_bad_data() -> None:
+    def trained(seed: int) -> Tensor:
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        x = torch.randn(40, 3)
+        fit(
+            model,
+            x,
+            (x[:, 0] > 0).long(),
+            epochs=2,
+            optimizer=torch.optim.SGD(model.parameters(), 0.1),
+            batch=4,
+            seed=seed,
+        )
+        return model.weight.detach()
+
+    assert torch.equal(trained(1), trained(1))
+    assert not torch.equal(trained(1), trained(2))
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(ValueError, match="equally many"):
+        fit(model, torch.zeros(3, 3), torch.zeros(2, dtype=torch.long), epochs=1, optimizer=optimizer)
+    with pytest.raises(ValueError, match="loss became nan in epoch 1"):
+        fit(model, torch.full((3, 3), torch.nan), torch.zeros(3, dtype=torch.long), epochs=1, optimizer=optimizer)
