@@ -200,7 +200,8 @@ class _Walk:
                     self.merge(first, self.channels[other])
                 return first
             if target in (torch.cat, torch.concat) and _argument(node, 1, "dim", 0) in (1, 1 - len(shape)):
-                return np.concatenate([self.channels[other] for other in node.args[0]])  # type: ignore[union-attr]
+                joined: Any = node.args[0] if node.args else node.kwargs["tensors"]
+                return np.concatenate([self.channels[other] for other in joined])
             if target in MEANS and 1 not in _axes(node, len(_shape(sources[0]) or ())):
                 return first
             if target in RESHAPES:
