@@ -1,0 +1,145 @@
+"""Layers whose weights share a few values, so that training moves the values."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from reference.coding.weight_sharing import CodebookTensor
+
+
+class SharedWeight(nn.Module):
+    r"""A weight as shared values; calling it gives the dense weight, differentiable in the values.
+
+    Autograd sums: the gradient of a centroid is
+    :math:`\partial L / \partial c_k = \sum_{ij} \partial L / \partial W_{ij}\,[I_{ij} = k]`, over kept
+    weights only. A sum, not a mean: a crowded cluster moves faster, which the rate has to allow for.
+
+    Entry 0 of the codebook, the zero of pruned weights, is not a parameter. So no optimiser can move it.
+
+    Args:
+        tensor: the shared weight.
+
+    Attributes:
+        centroids: parameter, float32 ``[2^bits − 1]``, entries 1 and up of the codebook.
+        codes: buffer, uint8, the shape of the weight.
+
+    Source: Han et al. 2016, section 3.3, eq. 3.
+
+    Chapter: none (chapter to come: pruning/deep_compression)
+    """
+
+    codes: Tensor
+    _places: Tensor
+    _members: Tensor
+
+    def __init__(self, tensor: CodebookTensor) -> None:
+        super().__init__()
+        self.bits = tensor.bits
+        self.centroids = nn.Parameter(tensor.codebook[1:].clone())
+        self.register_buffer("codes", tensor.codes.clone())
+        self._index()
+        self.register_load_state_dict_post_hook(lambda module, _: module._index())
+
+    def _index(self) -> None:
+        """List the kept places once: forward and backward then touch these alone."""
+        flat = self.codes.flatten()
+        self.register_buffer("_places", flat.nonzero().squeeze(1), persistent=False)
+        self.register_buffer("_members", flat[self._places].long() - 1, persistent=False)
+
+    def forward(self) -> Tensor:
+        kept = self.centroids.index_select(0, self._members)
+        dense = self.centroids.new_zeros(self.codes.numel())
+        return dense.scatter(0, self._places, kept).view(self.codes.shape)
+
+    @property
+    def tensor(self) -> CodebookTensor:
+        """The shared weight as it is now."""
+        values = self.centroids.detach().float()
+        return CodebookTensor(torch.cat([values.new_zeros(1), values]), self.codes, self.bits)
+
+
+class CodebookLinear(nn.Module):
+    """``y = x Wᵀ + b`` with a :class:`SharedWeight`.
+
+    Shape: ``[…, in_features]`` → ``[…, out_features]``.
+
+    Chapter: none (chapter to come: pruning/deep_compression)
+    """
+
+    def __init__(self, tensor: CodebookTensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.weight = SharedWeight(tensor)
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, tensor: CodebookTensor) -> "CodebookLinear":
+        """The stand-in for ``linear``, keeping its bias.
+
+        Raises:
+            ValueError: shapes differ.
+        """
+        _check_shape(linear.weight, tensor)
+        return cls(tensor, linear.bias)
+
+    @property
+    def tensor(self) -> CodebookTensor:
+        """The shared weight as it is now."""
+        return self.weight.tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight(), self.bias)
+
+
+class CodebookConv2d(nn.Module):
+    """A convolution with a :class:`SharedWeight` of shape ``[out, in / groups, height, width]``.
+
+    Shape: ``[n, in, h, w]`` → as :class:`torch.nn.Conv2d` with zero padding.
+
+    Chapter: none (chapter to come: pruning/deep_compression)
+    """
+
+    def __init__(
+        self,
+        tensor: CodebookTensor,
+        bias: Tensor | None = None,
+        *,
+        stride: tuple[int, ...] = (1, 1),
+        padding: tuple[int, ...] | str = (0, 0),
+        dilation: tuple[int, ...] = (1, 1),
+        groups: int = 1,
+    ) -> None:
+        super().__init__()
+        self.weight = SharedWeight(tensor)
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d, tensor: CodebookTensor) -> "CodebookConv2d":
+        """The stand-in for ``conv``, keeping its bias and geometry.
+
+        Raises:
+            ValueError: shapes differ, or the padding is not of zeros.
+        """
+        _check_shape(conv.weight, tensor)
+        if conv.padding_mode != "zeros":
+            raise ValueError(f"conv pads by {conv.padding_mode!r}; only zero padding can be shared")
+        return cls(
+            tensor, conv.bias, stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups
+        )
+
+    @property
+    def tensor(self) -> CodebookTensor:
+        """The shared weight as it is now."""
+        return self.weight.tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.conv2d(
+            x, self.weight(), self.bias, self.stride, self.padding, self.dilation, self.groups
+        )  # fmt: skip
+
+
+def _check_shape(weight: Tensor, tensor: CodebookTensor) -> None:
+    if weight.shape != tensor.codes.shape:
+        raise ValueError(
+            f"tensor has shape {tuple(tensor.codes.shape)}, the layer that it replaces {tuple(weight.shape)}"
+        )
