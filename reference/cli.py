@@ -1,4 +1,4 @@
-"""The command line: ``python -m reference {quantize,evaluate,inspect} MODEL``."""
+"""The command line: ``python -m reference {quantize,evaluate,compress,decompress,inspect} MODEL``."""
 
 import json
 import logging
@@ -6,7 +6,6 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -14,10 +13,11 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from reference import cli_compress
 from reference.quantization import CalibrationWarning
+from reference.terminal import ProgressBar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +34,6 @@ app = typer.Typer(
     help="Make a language model smaller, measure what that cost, and look inside the result. "
     "MODEL is a folder, a name on the Hugging Face hub, or 'tutorial' for the small model that ships with the package.",
 )
-errors = Console(stderr=True)
 
 Model = Annotated[
     str, typer.Argument(help="Folder, name on the hub, 'tutorial' or 'minilm'.", show_default=False, metavar="MODEL")
@@ -178,7 +177,7 @@ def quantize(
             parts = ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in needs.items())
             sys.stderr.write(f"working memory in MB, beside the weights outside of blocks: {parts}\n")
 
-    with _progress("quantising", silent=group.rank > 0) as track:
+    with ProgressBar("quantising", silent=group.rank > 0) as track:
         errors = quantize_folder(
             folder, output, spec, bits=_bits_for(bits_for), skip=tuple(skip), method=method, activations=inputs,
             calibration=drawn, damping=damping, act_order=act_order, static_groups=static_groups, alpha=_alpha(alpha),
@@ -246,19 +245,30 @@ def evaluate(
     _show_bytes({model: report["bytes"]})
 
 
+app.command()(cli_compress.compress)
+app.command()(cli_compress.decompress)
+
+
 @app.command()
 def inspect(model: Model, as_json: Json = False) -> None:
     """What is inside MODEL: architecture, the grid of each layer, bytes by kind. Loads no weights.
+
+    MODEL may also be a container that compress wrote: then where its bytes go, layer by layer.
 
     Folders that quantize wrote also tell each layer's error: the norm of the change of its output on the
     calibration text, or of its weight, relative to the norm of that.
 
     Example: python -m reference inspect small
+
+    Example: python -m reference inspect small.dcz
     """
     from reference import checkpoint
     from reference.evaluation import tensor_bytes
     from reference.models import loading
 
+    if Path(model).is_file():
+        cli_compress.inspect_container(Path(model), as_json)
+        return
     _without_progress_bars()
     folder = loading.resolve(model)
     loading.model_class(folder)
@@ -388,7 +398,7 @@ def _losses(model: "PreTrainedModel", texts: dict, window: int, stride: int | No
     stride = stride or window // 2
     rows = {}
     for name, (ids, size) in texts.items():
-        with _progress(f"{label}: {name}") as track:
+        with ProgressBar(f"{label}: {name}") as track:
             losses = evaluation.token_losses(model, ids, window=window, stride=stride, progress=track)
         mean = losses.double().mean().item()
         rows[name] = {
@@ -406,22 +416,6 @@ def _sizes(folder: Path) -> dict:
     from reference.evaluation import size_on_disk
 
     return size_on_disk(folder)
-
-
-class _progress:
-    """A progress bar on the terminal's error stream, silent where that is not a terminal."""
-
-    def __init__(self, label: str, silent: bool = False) -> None:
-        self.label = label
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.bar = Progress(*columns, console=errors, transient=True, disable=silent or not errors.is_terminal)
-
-    def __enter__(self) -> Callable[[list], Iterable]:
-        self.bar.start()
-        return lambda items: self.bar.track(items, description=self.label)
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
 
 
 def _show_quality(columns: dict) -> None:

@@ -134,21 +134,24 @@ def decode_chunks(words, starts, chunk, block_bytes, lookup, advance, shift, val
             pattern = window >> np.uint64(shift)
             step = np.int64(advance[pattern])
             if step & 15 and o + 24 <= stop:
+                u = np.uint64(o)  # unsigned: an index that cannot be negative needs no check
                 for _ in range(3):  # three lookups take 33 bits at most, as many as the window has
                     value = lookup[pattern]
-                    out[o] = np.uint8(value)
-                    out[o + 1] = np.uint8(value >> np.uint64(8))
-                    out[o + 2] = np.uint8(value >> np.uint64(16))
-                    out[o + 3] = np.uint8(value >> np.uint64(24))
-                    out[o + 4] = np.uint8(value >> np.uint64(32))
-                    out[o + 5] = np.uint8(value >> np.uint64(40))
-                    out[o + 6] = np.uint8(value >> np.uint64(48))
-                    out[o + 7] = np.uint8(value >> np.uint64(56))
-                    o += step & 15
-                    at += step >> 4 & 63
-                    window <<= np.uint64(step >> 4 & 63)
+                    out[u] = np.uint8(value)
+                    out[u + np.uint64(1)] = np.uint8(value >> np.uint64(8))
+                    out[u + np.uint64(2)] = np.uint8(value >> np.uint64(16))
+                    out[u + np.uint64(3)] = np.uint8(value >> np.uint64(24))
+                    out[u + np.uint64(4)] = np.uint8(value >> np.uint64(32))
+                    out[u + np.uint64(5)] = np.uint8(value >> np.uint64(40))
+                    out[u + np.uint64(6)] = np.uint8(value >> np.uint64(48))
+                    out[u + np.uint64(7)] = np.uint8(value >> np.uint64(56))
+                    u += np.uint64(step & 15)
+                    used = np.uint64(step >> 4 & 63)
+                    at += np.int64(used)
+                    window <<= used
                     pattern = window >> np.uint64(shift)
                     step = np.int64(advance[pattern])
+                o = np.int64(u)
                 continue
             value = lookup[pattern]
             length = step >> 10

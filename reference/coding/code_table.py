@@ -3,7 +3,7 @@ r"""The table at the head of a Huffman stream: which symbols are used, and the l
 A canonical code is known from its lengths alone. A code word stands for a block of g symbols: with m used symbols,
 the block of those with ranks r_0, r_1, … (from 0, ascending) has the number r_0 + m·r_1 + m²·r_2 + … The bits, first
 bit = most significant bit of the first byte; gamma(x) is Elias's code of x ≥ 1, as many zeros as x has bits after its
-first, then x in binary:
+first, then x in binary::
 
     gamma(number of runs of used symbols)
     for each run:  gamma(unused symbols before it + 1)   gamma(used symbols in it)

@@ -15,11 +15,11 @@ from types import ModuleType
 import numpy as np
 
 from reference.coding.code_table import LONGEST, MOST_BLOCKS, CorruptStream
-from reference.coding.huffman_stream import BLOCK_BYTES, LARGEST_CHUNK, Sizes, Stream, describe, read, write
-from reference.coding.prefix_code import canonical_codes, code_lengths, entropy
-
-__all__ = ["CorruptStream", "Sizes", "Stream", "canonical_codes", "code_lengths", "decode", "decode_chunk", "describe",
-           "encode", "entropy", "read"]  # fmt: skip
+from reference.coding.huffman_stream import BLOCK_BYTES, LARGEST_CHUNK, Stream, read, write
+from reference.coding.huffman_stream import Sizes as Sizes
+from reference.coding.huffman_stream import describe as describe
+from reference.coding.prefix_code import canonical_codes, code_lengths
+from reference.coding.prefix_code import entropy as entropy
 
 #: Symbols from which the size of the blocks is chosen, and the part of the size for which no larger block is taken.
 _SAMPLE, _SLACK = 2**20, 0.001

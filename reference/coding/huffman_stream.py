@@ -1,6 +1,6 @@
 r"""The bytes of a Huffman stream: layout, and every check that needs no decoding.
 
-A stream, with all numbers little-endian:
+A stream, with all numbers little-endian::
 
     byte  0  4 bytes   "HUF1"
           4  uint32    CRC-32 of all the other bytes

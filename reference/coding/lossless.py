@@ -1,7 +1,7 @@
 r"""Floating-point tensors without loss, about a third smaller in bfloat16: Huffman for exponents, the rest as it is.
 
 Trained weights fill few exponents and all mantissas: of bfloat16's 16 bits, the 8 of the exponent carry about 2.6 bits
-of information, sign and mantissa nearly all of their 8. The bytes of `encode`, numbers little-endian:
+of information, sign and mantissa nearly all of their 8. The bytes of `encode`, numbers little-endian::
 
     byte  0  4 bytes   "EXP1"
           4  uint32    CRC-32 of all that follows

@@ -39,7 +39,7 @@ def load(
     shipped by scikit-learn; the variations follow Simard et al. 2003, "Best practices for
     convolutional neural networks", section 2.
 
-    Chapter: none (chapter to come: pruning/magnitude)
+    Chapter: pruning/magnitude
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split

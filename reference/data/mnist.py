@@ -31,7 +31,7 @@ def load(folder: str | Path, split: Literal["train", "test"] = "train") -> tuple
 
     Source: LeCun, Cortes and Burges, "The MNIST database of handwritten digits".
 
-    Chapter: none (chapter to come: pruning/magnitude)
+    Chapter: pruning/magnitude
     """
     if split not in _PARTS:
         raise ValueError(f"split is {split!r}; it may be 'train' or 'test'")

@@ -18,7 +18,7 @@ class LeNet300(nn.Module):
     Source: LeCun et al. 1998, "Gradient-based learning applied to document recognition"; sizes as
     in Han et al. 2015, table 1.
 
-    Chapter: none (chapter to come: pruning/magnitude)
+    Chapter: pruning/magnitude
     """
 
     def __init__(self, classes: int = 10) -> None:
@@ -42,7 +42,7 @@ class LeNet5(nn.Module):
 
     Source: the network ``lenet`` of Caffe's MNIST example; layer sizes as in Han et al. 2015, table 1.
 
-    Chapter: none (chapter to come: pruning/magnitude)
+    Chapter: pruning/magnitude
     """
 
     def __init__(self, classes: int = 10) -> None:

@@ -62,7 +62,7 @@ def removed_count(sparsity: float, total: int, count_rule: str = "round") -> int
     Raises:
         ValueError: ``sparsity`` is out of range, or the rule is unknown.
 
-    Chapter: none (chapter to come: pruning/magnitude)
+    Chapter: pruning/magnitude
     """
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity is {sparsity}; it may be 0 or more and below 1")
@@ -101,7 +101,7 @@ def mask(
 
     Source: Han et al. 2015, "Learning both weights and connections", section 3.
 
-    Chapter: overview
+    Chapter: overview, pruning/magnitude
     """
     masks = None if alive is None else {"weight": alive}
     weights = {"weight": weight}
@@ -144,7 +144,7 @@ def global_masks(
 
     Source: Frankle and Carbin 2019, section 3, for ranking over all layers; ``dense`` as in open_lth.
 
-    Chapter: none (chapter to come: pruning/magnitude)
+    Chapter: pruning/magnitude
     """
     if min_keep < 0:
         raise ValueError(f"min_keep is {min_keep}; it may be 0 or more")
@@ -195,7 +195,7 @@ def row_mask(
     Source: Sun et al. 2024, "A simple and effective pruning approach for large language models", section 3, who
     compare within rows.
 
-    Chapter: none (chapter to come: pruning/magnitude)
+    Chapter: pruning/magnitude
     """
     if weight.ndim < 2:
         raise ValueError(f"weight has {weight.ndim} dimensions; rows need at least 2")
@@ -223,7 +223,7 @@ def n_of_m(weight: Tensor, n: int, m: int) -> Tensor:
 
     Source: Mishra et al. 2021, "Accelerating sparse deep neural networks", section 3.
 
-    Chapter: none (chapter to come: pruning/magnitude)
+    Chapter: pruning/magnitude
     """
     if not 1 <= n <= m:
         raise ValueError(f"n is {n} and m is {m}; they may be 1 <= n <= m")
@@ -253,7 +253,7 @@ def threshold_mask(weight: Tensor, quality: float, *, min_keep: int = 1) -> Tens
 
     Source: Han et al. 2015, section 3.
 
-    Chapter: none (chapter to come: pruning/magnitude)
+    Chapter: pruning/magnitude
     """
     if not 0 <= quality < math.inf:
         raise ValueError(f"quality is {quality}; it may be 0 or more, and finite")
@@ -276,7 +276,7 @@ def quality_of(weight: Tensor, sparsity: float) -> float:
     Raises:
         ValueError: ``sparsity`` is out of range or leaves no weight, a weight is NaN, or all weights are equal.
 
-    Chapter: none (chapter to come: pruning/magnitude)
+    Chapter: pruning/magnitude
     """
     values = _score("weight", weight).flatten().double().sort().values
     removed, std = removed_count(sparsity, len(values)), float(_std(weight))

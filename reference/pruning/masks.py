@@ -30,7 +30,7 @@ class Masks:
 
     Source: Zhu and Gupta 2017, section 3: masked weights get no update.
 
-    Chapter: none (chapter to come: pruning/magnitude)
+    Chapter: pruning/magnitude
     """
 
     def __init__(

@@ -32,7 +32,7 @@ def gradual(step: int, *, initial: float, final: float, begin_step: int, n_updat
 
     Source: Zhu and Gupta 2017, eq. 1.
 
-    Chapter: none (chapter to come: pruning/magnitude)
+    Chapter: pruning/magnitude
     """
     if n_updates < 1 or every < 1:
         raise ValueError(f"n_updates is {n_updates} and every is {every}; both may be 1 or more")
@@ -62,7 +62,7 @@ def cubic(step: int, total: int, initial: float, final: float, warmup: int, cool
 
     Source: Sanh et al. 2020, "Movement pruning", eq. 4 and the authors' code.
 
-    Chapter: none (chapter to come: pruning/magnitude)
+    Chapter: pruning/magnitude
     """
     if warmup < 0 or cooldown < 0:
         raise ValueError(f"warmup is {warmup} and cooldown is {cooldown}; both may be 0 or more")

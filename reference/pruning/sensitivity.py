@@ -35,7 +35,7 @@ def curves(
 
     Source: Han et al. 2015, section 3 and figure 6, where the curves choose the thresholds.
 
-    Chapter: none (chapter to come: pruning/magnitude)
+    Chapter: pruning/magnitude
     """
     parameters = dict(model.named_parameters())
     if unknown := [name for name in names if name not in parameters]:
@@ -77,7 +77,7 @@ def by_tolerance(
 
     Source: Han et al. 2015, section 3.
 
-    Chapter: none (chapter to come: pruning/magnitude)
+    Chapter: pruning/magnitude
     """
     grid = _grid(scores, sparsities)
     if not tolerance >= 0:
@@ -109,7 +109,7 @@ def by_target(
         ValueError: as :func:`by_tolerance`; names of ``sizes`` differ; or ``target`` is below 0, or beyond the
             largest of ``sparsities``.
 
-    Chapter: none (chapter to come: pruning/magnitude)
+    Chapter: pruning/magnitude
     """
     grid = _grid(scores, sparsities)
     if set(sizes) != set(scores):

@@ -1,0 +1,212 @@
+"""The container: everything comes back, every byte is counted, every damage is named."""
+
+import struct
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reference.coding import container, records
+from reference.coding.weight_sharing import CodebookTensor, share
+
+DTYPES = list(records.DTYPES)
+
+
+def shared(shape: tuple[int, ...], keep: float, bits: int, seed: int = 0) -> CodebookTensor:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(shape, generator=generator)
+    return share(weight, torch.rand(shape, generator=generator) < keep, bits)
+
+
+def same(first: CodebookTensor | torch.Tensor, second: CodebookTensor | torch.Tensor) -> bool:
+    if isinstance(first, CodebookTensor):
+        assert isinstance(second, CodebookTensor)
+        return torch.equal(first.codes, second.codes) and torch.equal(first.codebook, second.codebook)
+    assert isinstance(second, torch.Tensor)
+    bits = [value.contiguous().reshape(-1).view(torch.uint8) for value in (first, second)]
+    return first.dtype == second.dtype and first.shape == second.shape and torch.equal(*bits)
+
+
+@pytest.fixture
+def layers() -> dict[str, CodebookTensor | torch.Tensor]:
+    torch.manual_seed(0)
+    return {
+        "fc1.weight": shared((40, 60), 0.08, 5),
+        "fc1.bias": torch.randn(40),
+        "fc2.weight": shared((10, 40), 1.0, 3),
+        "steps": torch.tensor(7),
+    }
+
+
+@pytest.fixture
+def file(tmp_path: Path, layers: dict) -> Path:
+    path = tmp_path / "model.dcz"
+    container.save(path, layers, files={"config.json": b'{"a": 1}'})
+    return path
+
+
+def test_everything_comes_back(file: Path, layers: dict) -> None:
+    contents = container.load(file)
+    assert list(contents.layers) == list(layers)
+    assert all(same(layers[name], contents.layers[name]) for name in layers)
+    assert contents.files == {"config.json": b'{"a": 1}'}
+    dense = contents.state_dict()
+    assert torch.equal(dense["fc1.weight"], layers["fc1.weight"].to_dense())
+
+
+def test_every_byte_has_a_purpose(file: Path, layers: dict) -> None:
+    parts = container.describe(file)
+    assert sum(sum(row.values()) for row in parts.values()) == file.stat().st_size
+    assert set(parts) == {*layers, "config.json", ""}
+    assert parts["fc1.weight"]["codebook"] == 31 * 4
+    assert all(size >= 0 for row in parts.values() for size in row.values())
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 12), st.integers(1, 30), st.sampled_from([0.0, 0.02, 0.3, 1.0]), st.integers(2, 8)),
+        max_size=4,
+    ),
+    st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_shared_weights_come_back(tmp_path_factory: pytest.TempPathFactory, settings_: list, seed: int) -> None:
+    path = tmp_path_factory.mktemp("any") / "x.dcz"
+    made = {
+        str(i): shared((rows, columns), keep, bits, seed) for i, (rows, columns, keep, bits) in enumerate(settings_)
+    }
+    container.save(path, made)
+    found = container.load(path).layers
+    assert all(same(made[name], found[name]) for name in made)
+    assert sum(sum(row.values()) for row in container.describe(path).values()) == path.stat().st_size
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(), (0, 3), (50, 40)], ids=str)
+def test_tensors_come_back_bit_for_bit(tmp_path: Path, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    tensor = torch.randn(shape) > 0 if dtype == torch.bool else (torch.randn(shape) * 20).to(dtype)
+    if dtype.is_floating_point and tensor.numel() > 3:
+        tensor.view(-1)[:3] = torch.tensor([float("nan"), -0.0, float("-inf")], dtype=dtype)
+    container.save(tmp_path / "x.dcz", {"t": tensor})
+    assert same(tensor, container.load(tmp_path / "x.dcz").layers["t"])
+
+
+def test_codebooks_are_stored_in_their_dtype(tmp_path: Path) -> None:
+    tensor = shared((30, 30), 0.2, 4)
+    rounded = CodebookTensor(tensor.codebook.bfloat16().float(), tensor.codes, 4)
+    container.save(tmp_path / "x.dcz", {"w": rounded}, dtypes={"w": torch.bfloat16})
+    assert container.describe(tmp_path / "x.dcz")["w"]["codebook"] == 15 * 2
+    contents = container.load(tmp_path / "x.dcz")
+    assert contents.state_dict()["w"].dtype == torch.bfloat16
+    assert same(rounded, contents.layers["w"])
+    with pytest.raises(ValueError, match="that torch.bfloat16 cannot"):
+        container.save(tmp_path / "x.dcz", {"w": tensor}, dtypes={"w": torch.bfloat16})
+
+
+def test_sparse_and_dense_layouts_are_each_chosen_where_they_are_shorter() -> None:
+    sparse = records.encode_shared(shared((200, 200), 0.03, 4), torch.float32)
+    dense = records.encode_shared(shared((200, 200), 0.9, 4), torch.float32)
+    assert records.purposes(sparse.kind, memoryview(sparse.body), torch.float32, (200, 200))["gaps"] > 0
+    assert records.purposes(dense.kind, memoryview(dense.body), torch.float32, (200, 200))["gaps"] == 0
+
+
+def test_every_flipped_byte_is_refused_by_name(file: Path) -> None:
+    data = file.read_bytes()
+    listed = container.entries(file)
+    for place in range(len(data)):
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << place % 8
+        file.write_bytes(damaged)
+        owner = next((entry.name for entry in listed if entry.start <= place < entry.start + entry.size), None)
+        with pytest.raises(ValueError, match=repr(owner) if owner else "container|version|table of contents"):
+            container.load(file)
+
+
+def test_every_cut_is_refused_by_name(file: Path) -> None:
+    data = file.read_bytes()
+    listed = container.entries(file)
+    for length in range(len(data)):
+        file.write_bytes(data[:length])
+        owner = next((entry.name for entry in listed if length < entry.start + entry.size), None)
+        with pytest.raises(ValueError, match="not a container|cut off"):
+            container.load(file)
+        if length >= listed[0].start:
+            with pytest.raises(ValueError, match=f"record {owner!r}"):
+                container.load(file)
+    file.write_bytes(data + b"\0")
+    with pytest.raises(ValueError, match="1 bytes after its last record"):
+        container.load(file)
+
+
+def hostile(shape: tuple[int, ...], body: bytes, kind: int = records.SHARED) -> bytes:
+    """A file whose checksums all fit and whose contents lie."""
+    entry = struct.pack("<HBBBQI", 1, kind, 0, len(shape), len(body), zlib.crc32(body))
+    listing = entry + struct.pack(f"<{len(shape)}Q", *shape) + b"w"
+    head = struct.pack("<HI", 1, len(listing))
+    return container.MAGIC + head + struct.pack("<I", zlib.crc32(head + listing)) + listing + body
+
+
+def fields(bits: int, width: int, coded: int, gaps: int, entries: int, size: int) -> bytes:
+    return struct.pack("<BBBBQQ", bits, width, coded, gaps, entries, size)
+
+
+@pytest.mark.parametrize(
+    ("shape", "body", "message"),
+    [
+        ((2**30, 2**30), b"", "declares 4,611,686"),
+        ((4,), b"", "fewer than the 20"),
+        ((4,), fields(9, 4, 0, 0, 1, 1), "codes of 9 bits"),
+        ((4,), fields(2, 9, 0, 0, 1, 1), "gaps of 9 bits"),
+        ((4,), fields(2, 4, 0, 0, 5, 1) + bytes(20), "5 entries"),
+        ((4,), fields(2, 0, 0, 0, 3, 1) + bytes(20), "3 entries"),
+        ((4,), fields(2, 4, 0, 0, 1, 2**60) + bytes(20), "1 entries in 1152921504606846976 bytes"),
+        ((4,), fields(2, 4, 0, 0, 1, 1) + bytes(12) + b"\x01\x09", "past the last of 4|lead to position"),
+        ((4,), fields(2, 4, 1, 0, 1, 1) + bytes(12) + b"\x01\x09", "cut off"),
+        ((4,), fields(2, 0, 0, 0, 4, 1) + bytes(12) + b"\x01\x09", "1 bytes are left over"),
+        ((4,), fields(2, 4, 0, 0, 2, 1) + bytes(12) + b"\x05\x00\x00", "do not hold 2 codes"),
+    ],
+)
+def test_lies_are_refused(tmp_path: Path, shape: tuple[int, ...], body: bytes, message: str) -> None:
+    path = tmp_path / "x.dcz"
+    path.write_bytes(hostile(shape, body))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=message):
+            container.load(path)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_declared_sizes_are_bounded_before_memory_is_taken(tmp_path: Path) -> None:
+    """An all-zero layer of four billion weights is a legal file of a few bytes; the reader decides."""
+    path = tmp_path / "x.dcz"
+    path.write_bytes(hostile((2**20,), fields(2, 4, 0, 0, 0, 0) + bytes(12)))
+    assert not container.load(path).state_dict()["w"].any()
+    with pytest.raises(ValueError, match="declares 4,194,304 bytes of tensors; max_bytes is 1,000"):
+        container.load(path, max_bytes=1000)
+
+
+def test_another_version_is_named(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[8] = 2
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match="version 2; this program reads version 1"):
+        container.load(file)
+
+
+def test_a_failed_write_leaves_the_old_file(file: Path) -> None:
+    before = file.read_bytes()
+    with pytest.raises(TypeError, match="complex64"):
+        container.save(file, {"w": torch.zeros(3), "c": torch.zeros(2, dtype=torch.complex64)})
+    with pytest.raises(ValueError, match="twice"):
+        container.save(file, [("w", torch.zeros(3)), ("w", torch.zeros(3))])
+    assert file.read_bytes() == before
+    assert list(file.parent.iterdir()) == [file]
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        container.save(file.parent / "no" / "x.dcz", {})
