@@ -25,7 +25,7 @@ class SharedWeight(nn.Module):
 
     Source: Han et al. 2016, section 3.3, eq. 3.
 
-    Chapter: none (chapter to come: pruning/deep_compression)
+    Chapter: pruning/deep_compression
     """
 
     codes: Tensor
@@ -63,7 +63,7 @@ class CodebookLinear(nn.Module):
 
     Shape: ``[…, in_features]`` → ``[…, out_features]``.
 
-    Chapter: none (chapter to come: pruning/deep_compression)
+    Chapter: pruning/deep_compression
     """
 
     def __init__(self, tensor: CodebookTensor, bias: Tensor | None = None) -> None:
@@ -95,7 +95,7 @@ class CodebookConv2d(nn.Module):
 
     Shape: ``[n, in, h, w]`` → as :class:`torch.nn.Conv2d` with zero padding.
 
-    Chapter: none (chapter to come: pruning/deep_compression)
+    Chapter: pruning/deep_compression
     """
 
     def __init__(

@@ -49,7 +49,7 @@ def encode(
 
     Source: Han, Mao and Dally 2016, section 4; Huffman 1952.
 
-    Chapter: none (chapter to come: pruning/deep_compression)
+    Chapter: pruning/deep_compression
     """
     _check(symbols, max_length, chunk, group)
     width, n = symbols.dtype.itemsize, len(symbols)
@@ -98,7 +98,7 @@ def decode(blob: bytes | memoryview, *, max_symbols: int | None = None) -> np.nd
     Raises:
         CorruptStream: ``blob`` is not a whole, unaltered stream, or declares more than ``max_symbols``.
 
-    Chapter: none (chapter to come: pruning/deep_compression)
+    Chapter: pruning/deep_compression
     """
     stream = read(blob, max_symbols=max_symbols)
     return _decode(stream, 0, len(stream.starts) - 1)
@@ -118,7 +118,7 @@ def decode_chunk(stream: Stream, index: int) -> np.ndarray:
         IndexError: there is no such chunk.
         CorruptStream: the chunk's bits do not end where the next chunk begins.
 
-    Chapter: none (chapter to come: pruning/deep_compression)
+    Chapter: pruning/deep_compression
     """
     if not 0 <= index < len(stream.starts) - 1:
         raise IndexError(f"index is {index}; the stream has {len(stream.starts) - 1} chunks")

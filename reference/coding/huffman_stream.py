@@ -46,7 +46,7 @@ LARGEST_CHUNK, BLOCK_BYTES = 2**24, 8
 class Sizes(NamedTuple):
     """What a stream holds and where its bytes go; the four sizes add up to the stream.
 
-    Chapter: none (chapter to come: pruning/deep_compression)
+    Chapter: pruning/deep_compression
     """
 
     symbols: int
@@ -70,7 +70,7 @@ class Stream:
         starts: int64 ``[chunks + 1]``, first word of each chunk, and the number of words.
         words: uint32 ``[words + 1]``, the payload, and a zero so that two words can be read anywhere.
 
-    Chapter: none (chapter to come: pruning/deep_compression)
+    Chapter: pruning/deep_compression
     """
 
     symbols: int
@@ -118,7 +118,7 @@ def read(blob: bytes | memoryview, *, max_symbols: int | None = None) -> Stream:
         CorruptStream: ``blob`` is not a whole, unaltered stream, or declares more than ``max_symbols``;
             only the bits of the chunks are not looked at.
 
-    Chapter: none (chapter to come: pruning/deep_compression)
+    Chapter: pruning/deep_compression
     """
     n, chunk, width, group, table, offsets, payload = _split(blob)
     if max_symbols is not None and n > max_symbols:
@@ -157,7 +157,7 @@ def describe(blob: bytes | memoryview) -> Sizes:
     Raises:
         CorruptStream: ``blob`` is not a whole, unaltered stream.
 
-    Chapter: none (chapter to come: pruning/deep_compression)
+    Chapter: pruning/deep_compression
     """
     n, _, _, _, table, offsets, payload = _split(blob)
     return Sizes(n, _HEADER.size, len(table), len(offsets), len(payload))

@@ -17,7 +17,7 @@ def best_cuts(x: np.ndarray, weight: np.ndarray, k: int) -> np.ndarray:
 
     Source: Grønlund et al. 2017, "Fast exact k-means, k-medians and Bregman divergence clustering in 1D".
 
-    Chapter: none (chapter to come: pruning/deep_compression)
+    Chapter: pruning/deep_compression
     """
     w, s, q = (np.concatenate([[0.0], np.cumsum(weight * x**power)]) for power in range(3))
     starts = _fill(w, s, q, k)

@@ -51,7 +51,7 @@ def encode(tensor: Tensor) -> bytes:
 
     Source: Zhang et al. 2025, "70% Size, 100% Accuracy" (DFloat11), section 3.
 
-    Chapter: none (chapter to come: pruning/deep_compression)
+    Chapter: pruning/deep_compression
     """
     _check_dtype("tensor", tensor.dtype)
     flat = tensor.detach().cpu().contiguous().flatten()
@@ -86,7 +86,7 @@ def decode(blob: bytes, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
 
     Source: Zhang et al. 2025, "70% Size, 100% Accuracy" (DFloat11), section 3.
 
-    Chapter: none (chapter to come: pruning/deep_compression)
+    Chapter: pruning/deep_compression
     """
     _check_dtype("dtype", dtype)
     if any(size < 0 for size in shape):

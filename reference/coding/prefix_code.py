@@ -20,7 +20,7 @@ def entropy(freq: np.ndarray) -> float:
 
     Source: Shannon 1948.
 
-    Chapter: none (chapter to come: pruning/deep_compression)
+    Chapter: pruning/deep_compression
     """
     count = _counts(freq)
     p = count[count > 0] / max(int(count.sum()), 1)
@@ -47,7 +47,7 @@ def code_lengths(freq: np.ndarray, max_length: int | None = None) -> np.ndarray:
 
     Source: Larmore and Hirschberg 1990; Huffman 1952.
 
-    Chapter: none (chapter to come: pruning/deep_compression)
+    Chapter: pruning/deep_compression
     """
     count = _counts(freq)
     used = np.flatnonzero(count)
@@ -85,7 +85,7 @@ def canonical_codes(lengths: np.ndarray) -> np.ndarray:
 
     Source: RFC 1951, section 3.2.2.
 
-    Chapter: none (chapter to come: pruning/deep_compression)
+    Chapter: pruning/deep_compression
     """
     bits = _counts(lengths, "lengths")
     codes = np.zeros(len(bits), np.int64)

@@ -29,7 +29,7 @@ def relative(positions: Tensor, bits: int, total: int) -> tuple[Tensor, Tensor]:
 
     Source: Han et al. 2016, section 2 and figure 2; the counting from −1 as in the authors' decoder.
 
-    Chapter: none (chapter to come: pruning/deep_compression)
+    Chapter: pruning/deep_compression
     """
     _check_bits(bits)
     if positions.numel() and (int(positions.min()) < 0 or int(positions.max()) >= total):
@@ -63,7 +63,7 @@ def absolute(fields: Tensor, total: int) -> Tensor:
 
     Source: as :func:`relative`.
 
-    Chapter: none (chapter to come: pruning/deep_compression)
+    Chapter: pruning/deep_compression
     """
     if fields.numel() == 0:
         return torch.zeros(0, dtype=torch.int64)
@@ -92,7 +92,7 @@ def expected_fillers(density: float, bits: int) -> float:
 
     Source: derived in the chapter.
 
-    Chapter: none (chapter to come: pruning/deep_compression)
+    Chapter: pruning/deep_compression
     """
     _check_bits(bits)
     if not 0 < density <= 1:
@@ -111,7 +111,7 @@ def bits_per_nonzero(density: float, value_bits: int, index_bits: int) -> float:
 
     Source: derived in the chapter.
 
-    Chapter: none (chapter to come: pruning/deep_compression)
+    Chapter: pruning/deep_compression
     """
     return (1 + expected_fillers(density, index_bits)) * (value_bits + index_bits)
 
@@ -124,7 +124,7 @@ def relative_bits(mask: Tensor, value_bits: int, index_bits: int) -> int:
         value_bits: width of a code.
         index_bits: width of a field, 1 to 16.
 
-    Chapter: none (chapter to come: pruning/deep_compression)
+    Chapter: pruning/deep_compression
     """
     _check_bits(index_bits)
     gaps = torch.diff(mask.flatten().nonzero().squeeze(1), prepend=torch.tensor([-1], device=mask.device))
@@ -139,7 +139,7 @@ def bitmap_bits(mask: Tensor, value_bits: int) -> int:
         mask: bool, any shape, True where a weight is kept.
         value_bits: width of a code.
 
-    Chapter: none (chapter to come: pruning/deep_compression)
+    Chapter: pruning/deep_compression
     """
     return mask.numel() + int(mask.sum()) * value_bits
 
@@ -151,7 +151,7 @@ def csr_bits(mask: Tensor, value_bits: int) -> int:
         mask: bool, two or more dimensions; the first counts rows, the others together columns.
         value_bits: width of a code.
 
-    Chapter: none (chapter to come: pruning/deep_compression)
+    Chapter: pruning/deep_compression
     """
     rows, kept = mask.shape[0], int(mask.sum())
     columns = mask.numel() // rows if rows else 0
@@ -166,7 +166,7 @@ def best_index_bits(mask: Tensor, value_bits: int) -> int:
         mask: bool, any shape, True where a weight is kept.
         value_bits: width of a code.
 
-    Chapter: none (chapter to come: pruning/deep_compression)
+    Chapter: pruning/deep_compression
     """
     return min(range(1, 17), key=lambda width: relative_bits(mask, value_bits, width))
 
@@ -184,7 +184,7 @@ def break_even(first: Callable[[float], float], second: Callable[[float], float]
     Raises:
         ValueError: one of the two is cheaper at 0.0001 and at 0.9999.
 
-    Chapter: none (chapter to come: pruning/deep_compression)
+    Chapter: pruning/deep_compression
     """
     from scipy.optimize import brentq
 

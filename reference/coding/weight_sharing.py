@@ -36,7 +36,7 @@ def initial_centroids(values: Tensor, k: int, init: Init = "linear", *, seed: in
 
     Source: Han et al. 2016, section 3.2.
 
-    Chapter: none (chapter to come: pruning/deep_compression)
+    Chapter: pruning/deep_compression
     """
     x = _checked(values, k)
     if init == "linear":
@@ -82,7 +82,7 @@ def kmeans(
 
     Source: Han et al. 2016, section 3.1, eq. 2; Lloyd 1982.
 
-    Chapter: none (chapter to come: pruning/deep_compression)
+    Chapter: pruning/deep_compression
     """
     x = _checked(values, k)
     if iterations < 0:
@@ -123,7 +123,7 @@ def assign(values: Tensor, centroids: Tensor) -> Tensor:
     Returns:
         int64 of the shape of ``values``; of two equally near centroids the lower index.
 
-    Chapter: none (chapter to come: pruning/deep_compression)
+    Chapter: pruning/deep_compression
     """
     distinct, first = np.unique(centroids.detach().cpu().double().numpy(), return_index=True)
     middles = (distinct[1:] + distinct[:-1]) / 2
@@ -141,7 +141,7 @@ def squared_error(values: Tensor, centroids: Tensor) -> float:
 
     Source: Han et al. 2016, eq. 2.
 
-    Chapter: none (chapter to come: pruning/deep_compression)
+    Chapter: pruning/deep_compression
     """
     nearest = centroids.detach().cpu().double()[assign(values, centroids)]
     return float((values.detach().cpu().double() - nearest).square().sum())
@@ -169,7 +169,7 @@ def optimal_kmeans(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     Source: Wang and Song 2011, "Ckmeans.1d.dp"; the divide and conquer is Grønlund et al. 2017.
 
-    Chapter: none (chapter to come: pruning/deep_compression)
+    Chapter: pruning/deep_compression
     """
     from reference.coding.interval_program import best_cuts
 
@@ -195,7 +195,7 @@ class CodebookTensor:
 
     Source: Han et al. 2016, section 3; entry 0 as in the authors' released AlexNet.
 
-    Chapter: none (chapter to come: pruning/deep_compression)
+    Chapter: pruning/deep_compression
     """
 
     codebook: Tensor
@@ -245,7 +245,7 @@ def share(
 
     Source: Han et al. 2016, section 3.1.
 
-    Chapter: none (chapter to come: pruning/deep_compression)
+    Chapter: pruning/deep_compression
     """
     if weight.shape != mask.shape or mask.dtype != torch.bool:
         raise ValueError(
@@ -280,7 +280,7 @@ def compression_rate(connections: int, bits: int, centroids: int) -> float:
 
     Source: Han et al. 2016, eq. 1.
 
-    Chapter: none (chapter to come: pruning/deep_compression)
+    Chapter: pruning/deep_compression
     """
     if connections < 1 or bits < 1 or centroids < 2:
         raise ValueError(f"connections, bits and centroids are {connections}, {bits}, {centroids}; needed are 1, 1, 2")
