@@ -69,7 +69,7 @@ class ResidualBlock(nn.Module):
 
     Source: He et al. 2016, "Deep residual learning for image recognition", figure 2 and section 3.3.
 
-    Chapter: none (chapter to come: pruning/structured)
+    Chapter: pruning/structured
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
@@ -101,7 +101,7 @@ class SmallResNet(nn.Module):
 
     Source: the layout of He et al. 2016 for CIFAR-10, section 4.2, with one input channel.
 
-    Chapter: none (chapter to come: pruning/structured)
+    Chapter: pruning/structured
     """
 
     def __init__(self, width: int = 16, classes: int = 10, blocks: int = 2) -> None:

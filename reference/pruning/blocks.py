@@ -30,7 +30,7 @@ def neurons(model: nn.Module) -> list[Group]:
     Raises:
         ValueError: another family.
 
-    Chapter: none (chapter to come: pruning/structured)
+    Chapter: pruning/structured
     """
     _row(model)
     _, _, first, last = family_of(model).sublayers
@@ -52,7 +52,7 @@ def heads(model: nn.Module) -> list[Group]:
     Raises:
         ValueError: another family.
 
-    Chapter: none (chapter to come: pruning/structured)
+    Chapter: pruning/structured
     """
     removable = _row(model)[1]
     config: Any = model.config
@@ -72,7 +72,7 @@ def update_config(model: nn.Module) -> None:
     Raises:
         ValueError: blocks differ in the number of neurons or heads, which the configuration cannot say.
 
-    Chapter: none (chapter to come: pruning/structured)
+    Chapter: pruning/structured
     """
     config: Any = model.config
     qkv, _, _, (last,) = family_of(model).sublayers

@@ -27,7 +27,7 @@ class Slice:
         side: ``"out"`` for rows of the weight, with bias and norm vectors; ``"in"`` for its columns.
         unit: int64 ``[positions]``, the group's channel at each position; −1 where another group's lies.
 
-    Chapter: none (chapter to come: pruning/structured)
+    Chapter: pruning/structured
     """
 
     layer: str
@@ -45,7 +45,7 @@ class Group:
         slices: where they lie.
         fixed: why nothing may be removed; empty if it may.
 
-    Chapter: none (chapter to come: pruning/structured)
+    Chapter: pruning/structured
     """
 
     name: str
@@ -97,7 +97,7 @@ def groups(model: nn.Module, example: Tensor) -> list[Group]:
     Source: the problem is stated in Fang et al. 2023, "DepGraph", section 3; this solution by union and
     find on channel numbers is our own.
 
-    Chapter: none (chapter to come: pruning/structured)
+    Chapter: pruning/structured
     """
     training = model.training
     try:

@@ -27,7 +27,7 @@ def norm_scores(model: nn.Module, groups: Sequence[Group], p: int = 1) -> Scores
 
     Source: Li et al. 2017, "Pruning filters for efficient ConvNets", section 3.1 (for one layer).
 
-    Chapter: none (chapter to come: pruning/structured)
+    Chapter: pruning/structured
     """
     if p not in (1, 2):
         raise ValueError(f"p is {p}; it may be 1 or 2")
@@ -66,7 +66,7 @@ def taylor_scores(
     Source: Molchanov et al. 2019, "Importance estimation for neural network pruning", equations 6 to 8; for heads
     Michel et al. 2019, "Are sixteen heads really better than one?", equation 2, which averages the absolute value.
 
-    Chapter: none (chapter to come: pruning/structured)
+    Chapter: pruning/structured
     """
     free, training = _free(groups), model.training
     scores = {group.name: torch.zeros(group.size, dtype=torch.float64) for group in free}
@@ -112,7 +112,7 @@ def activation_scores(
     Raises:
         ValueError: there are no batches.
 
-    Chapter: none (chapter to come: pruning/structured)
+    Chapter: pruning/structured
     """
     free, training = _free(groups), model.training
     names = {part.layer for group in free for part in _readers(group)}

@@ -33,7 +33,7 @@ def keep_best(scores: Mapping[str, Tensor], ratio: float, *, multiple: int = 1) 
     Raises:
         ValueError: an argument is out of range, or a score is not finite.
 
-    Chapter: none (chapter to come: pruning/structured)
+    Chapter: pruning/structured
     """
     if not 0 <= ratio < 1:
         raise ValueError(f"ratio is {ratio}; it may be 0 or more and below 1")
@@ -54,7 +54,7 @@ def masked(model: nn.Module, groups: Sequence[Group], keep: Keep) -> nn.Module:
 
     Args and raises: as :func:`shrink`.
 
-    Chapter: none (chapter to come: pruning/structured)
+    Chapter: pruning/structured
     """
     model = copy.deepcopy(model)
     with torch.no_grad():
@@ -79,7 +79,7 @@ def shrink(model: nn.Module, groups: Sequence[Group], keep: Keep) -> nn.Module:
         ValueError: ``keep`` names an unknown or a fixed group, has another size, or keeps nothing; or the blocks of a
             transformer would differ in size, which no configuration can say.
 
-    Chapter: none (chapter to come: pruning/structured)
+    Chapter: pruning/structured
     """
     model = copy.deepcopy(model)
     for layer, side, kept in list(_cuts(model, groups, keep)):
@@ -106,7 +106,7 @@ def shrink(model: nn.Module, groups: Sequence[Group], keep: Keep) -> nn.Module:
 class Cost(NamedTuple):
     """``parameters`` of a model, and ``products``: multiplications of convolutions and linear layers in one call.
 
-    Chapter: none (chapter to come: pruning/structured)
+    Chapter: pruning/structured
     """
 
     parameters: int
@@ -121,7 +121,7 @@ def cost(model: nn.Module, *inputs: Any, **keywords: Any) -> Cost:
         model: any module; products inside attention or outside of layers do not count.
         inputs, keywords: what it is called with.
 
-    Chapter: none (chapter to come: pruning/structured)
+    Chapter: pruning/structured
     """
     products = 0
 
