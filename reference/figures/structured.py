@@ -24,8 +24,8 @@ def equal_size(points: Mapping[str, Mapping[int, Sequence[float]]]) -> Axes:
         for place, size in zip(places, sizes, strict=True):
             axes.plot((place, place), (min(by_size[size]), max(by_size[size])), color=f"C{number}", linewidth=1.8)
     axes.set(xscale="log", xlabel="weights that are not zero", ylabel="accuracy, %")
-    sizes = sorted({size for by_size in points.values() for size in by_size})
-    axes.set_xticks(sizes, [f"{size / 1000:.0f} k" for size in sizes])
+    ticks = (10_000, 20_000, 50_000, 100_000)
+    axes.set_xticks(ticks, [f"{tick // 1000} k" for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.legend(fontsize=9.5)
     return axes
