@@ -14,6 +14,7 @@ import platform
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -56,7 +57,7 @@ def one(name: str, seed: int) -> dict:
     first, later, last = plan["epochs"]
     began = time.perf_counter()
 
-    def learn(model: nn.Module, epochs: int, order: int, after_step=None) -> None:
+    def learn(model: nn.Module, epochs: int, order: int, after_step: Callable[[], None] | None = None) -> None:
         optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY)
         fit(model, *train, epochs=epochs, optimizer=optimizer, seed=order, schedule=fall, after_step=after_step)
 

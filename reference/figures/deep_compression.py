@@ -35,7 +35,7 @@ def position_cost(density: Sequence[float], curves: Mapping[str, Sequence[float]
         density: share of kept weights.
         curves: layout → bits for each kept weight at each density; the last is drawn as a dotted bound.
     """
-    _, axes = plt.subplots(figsize=(5.4, 4.2))
+    figure, axes = plt.subplots(figsize=(5.4, 4.9))
     for number, (label, values) in enumerate(curves.items()):
         last = number == len(curves) - 1
         style = ":" if last else STYLES[number % 2]
@@ -46,7 +46,7 @@ def position_cost(density: Sequence[float], curves: Mapping[str, Sequence[float]
     )
     axes.set_xticks(ticks, [f"{100 * d:g} %" for d in ticks])
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.legend(fontsize=9.5)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=9.5)
     return axes
 
 
@@ -101,7 +101,7 @@ def stages(names: Sequence[str], parts: Mapping[str, Sequence[float]]) -> Axes:
         base = base + np.asarray(values)
     for place, total in zip(places, base, strict=True):
         axes.annotate(f"{total:.2f}", (place, total), ha="center", va="bottom", fontsize=9.5)
-    axes.set(ylabel="bits for each weight of the layer")
+    axes.set(ylabel="bits for each weight of the network")
     axes.set_xticks(places, names)
     axes.grid(axis="x", visible=False)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=9.5)
