@@ -4,6 +4,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,7 +36,9 @@ def compress(
     sparsity: Annotated[
         float, typer.Option(help="Fraction of each matrix removed by magnitude, 0 or more and below 1.")
     ] = 0.0,
-    bits: Annotated[int, typer.Option(help="Bits of an index into the shared values, 2 to 8.")] = 8,
+    bits: Annotated[
+        int | None, typer.Option(help="Bits of an index into the shared values, 2 to 8; 8 where none is given.")
+    ] = None,
     skip: Annotated[
         list[str] | None,
         typer.Option(
@@ -65,16 +68,16 @@ def compress(
 
     Example: python -m reference compress lenet.safetensors lenet.dcz --sparsity 0.9 --bits 5
     """
-    import torch
 
     from reference.coding import container, deep_compression
 
     if not 0 <= sparsity < 1:
         raise ValueError(f"--sparsity is {sparsity}; it may be 0 or more and below 1")
+    if lossless and (sparsity or skip or bits is not None):
+        raise ValueError("--lossless keeps every tensor exactly; --sparsity, --bits and --skip do not go with it")
+    bits = 8 if bits is None else bits
     if not 2 <= bits <= 8:
         raise ValueError(f"--bits is {bits}; it may be 2 to 8")
-    if lossless and (sparsity or skip):
-        raise ValueError("--lossless keeps every tensor exactly; --sparsity and --skip do not go with it")
     if output.exists():
         raise FileExistsError(f"output {str(output)!r} exists; name a new file or remove it first")
     if not output.resolve().parent.is_dir():
@@ -99,11 +102,10 @@ def compress(
     if lossless:
         started = time.perf_counter()
         with ProgressBar("comparing") as track:
-            originals = _tensors(shards, track)
+            found = ((entry.name, value) for entry, _, value in container.read(output) if not isinstance(value, bytes))
             same = all(
-                first == entry.name and torch.equal(_bits(tensor), _bits(value))
-                for (first, tensor), (entry, _, value) in zip(originals, container.read(output), strict=False)
-                if isinstance(value, torch.Tensor)
+                first is not None and second is not None and first[0] == second[0] and _identical(first[1], second[1])
+                for first, second in zip_longest(_tensors(shards, track), found)
             )
         if not same:
             output.unlink()
@@ -147,13 +149,14 @@ def decompress(
     _check_file(file)
     check_target(output)
     started = time.perf_counter()
-    contents = container.load(file)
-    for name in contents.files:
-        if Path(name).name != name or name.startswith(".") or "\\" in name or name == "model.safetensors":
-            raise ValueError(f"{str(file)!r} carries a file called {name!r}, which is no plain file name")
-    tensors = contents.state_dict()
-    size = sum(tensor.nbytes for tensor in tensors.values())
-    with atomic_directory(output, needs=size) as folder:
+    needs = sum(entry.decoded_bytes for entry in container.entries(file))
+    with atomic_directory(output, needs=needs) as folder:
+        contents = container.load(file)
+        for name in contents.files:
+            if Path(name).name != name or name.startswith(".") or "\\" in name or name == "model.safetensors":
+                raise ValueError(f"{str(file)!r} carries a file called {name!r}, which is no plain file name")
+        tensors = contents.state_dict()
+        size = sum(tensor.nbytes for tensor in tensors.values())
         for name, content in contents.files.items():
             (folder / name).write_bytes(content)
         save_file(
@@ -224,11 +227,11 @@ def _sources(model: str) -> tuple[list[Path], dict[str, bytes]]:
 
 
 def _headers(shards: list[Path]) -> "tuple[list[str], dict[str, torch.dtype]]":
-    """Names in the order of the files, and the dtypes of those that are floats of up to 32 bits."""
+    """Names in the order of the files, and the dtypes of those that are floats of 16 to 64 bits."""
     import torch
     from safetensors import SafetensorError, safe_open
 
-    kinds = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    kinds = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     found: dict[str, Any] = {}
     for shard in shards:
         try:
@@ -253,10 +256,13 @@ def _tensors(shards: list[Path], track: Callable[[list], Iterable]) -> "Iterator
             yield name, file.get_tensor(name)
 
 
-def _bits(tensor: "Tensor") -> "Tensor":
+def _identical(first: "Tensor", second: object) -> bool:
     import torch
 
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
+    if not isinstance(second, torch.Tensor) or (first.dtype, first.shape) != (second.dtype, second.shape):
+        return False
+    bits = [tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (first, second)]
+    return torch.equal(*bits)
 
 
 def _totals(parts: dict[str, dict[str, int]]) -> dict[str, int]:

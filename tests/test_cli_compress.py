@@ -82,6 +82,20 @@ def test_a_file_of_weights_is_a_model_too(tmp_path: Path, run: Callable) -> None
     assert state["fc1.weight"].nbytes / (tmp_path / "l.dcz").stat().st_size > 20
 
 
+def test_every_dtype_comes_back_as_it_was(tmp_path: Path, run: Callable) -> None:
+    kinds = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool]
+    state = {str(kind): (torch.randn(20, 30) * 3).to(kind) for kind in kinds}
+    save_file(state, tmp_path / "m.safetensors")
+    for name, options in (("exact", ["--lossless"]), ("shared", ["--bits", 4])):
+        code, _, err = run("compress", tmp_path / "m.safetensors", tmp_path / f"{name}.dcz", *options)
+        assert code == 0, err
+        assert run("decompress", tmp_path / f"{name}.dcz", tmp_path / name)[0] == 0
+        found = load_file(tmp_path / name / "model.safetensors")
+        assert {key: value.dtype for key, value in found.items()} == {str(kind): kind for kind in kinds}
+        if name == "exact":
+            assert all(torch.equal(found[key], state[key]) for key in state)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -90,6 +104,7 @@ def test_a_file_of_weights_is_a_model_too(tmp_path: Path, run: Callable) -> None
         (["compress", "tutorial", "x.dcz", "--bits", "9"], "--bits is 9"),
         (["compress", "tutorial", "x.dcz", "--sparsity", "1"], "--sparsity is 1"),
         (["compress", "tutorial", "x.dcz", "--lossless", "--sparsity", "0.5"], "--lossless keeps every tensor"),
+        (["compress", "tutorial", "x.dcz", "--lossless", "--bits", "4"], "--lossless keeps every tensor"),
         (["compress", "tutorial", "there.dcz"], "'there.dcz' exists"),
         (["compress", "tutorial", "no/folder/x.dcz"], "there is no folder"),
         (["compress", "there.dcz.safetensors", "x.dcz"], "is not a safetensors file"),

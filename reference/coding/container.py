@@ -133,7 +133,8 @@ def save(
             if name in names or not 0 < len(encoded) < 2**16:
                 raise ValueError(f"layers names {name[:80]!r} twice, or the name is empty or too long")
             names.add(name)
-            fields = _ENTRY.pack(len(encoded), kind, _number(dtype), len(shape), len(body), zlib.crc32(body))
+            number = records.DTYPES.index(dtype)
+            fields = _ENTRY.pack(len(encoded), kind, number, len(shape), len(body), zlib.crc32(body))
             table.append(fields + struct.pack(f"<{len(shape)}Q", *shape) + encoded)
             bodies.write(body)
 
@@ -143,7 +144,10 @@ def save(
                 record = records.encode_shared(value, dtype)
             else:
                 dtype, shape = value.dtype, tuple(value.shape)
-                record = records.encode_tensor(value)
+                try:
+                    record = records.encode_tensor(value)
+                except TypeError as error:
+                    raise TypeError(f"{name}: {error}") from None
             add(name, record.kind, dtype, shape, record.body)
         for name, content in (files or {}).items():
             body = zlib.compress(content, 9)
@@ -190,7 +194,7 @@ def entries(path: str | os.PathLike) -> list[Entry]:
         listing = file.read(size)
     if zlib.crc32(start[len(MAGIC) : len(MAGIC) + 6] + listing) != checksum:
         raise ValueError(f"{str(path)!r} has a damaged table of contents: its checksum does not fit")
-    found = []
+    found: dict[str, Entry] = {}
     try:
         place, body = 0, len(start) + size
         while place < len(listing):
@@ -200,18 +204,18 @@ def entries(path: str | os.PathLike) -> list[Entry]:
             place += 8 * dimensions
             name = listing[place : place + name_bytes].decode()
             place += name_bytes
-            if place > len(listing) or kind >= len(_KINDS) or (kind == _FILE and dimensions != 1):
+            if place > len(listing) or kind >= len(_KINDS) or (kind == _FILE and dimensions != 1) or name in found:
                 raise ValueError(name)
-            found.append(Entry(name, kind, records.DTYPES[dtype], shape, body, record_bytes, record_sum))
+            found[name] = Entry(name, kind, records.DTYPES[dtype], shape, body, record_bytes, record_sum)
             body += record_bytes
     except (struct.error, IndexError, ValueError) as error:  # a checksum that fits proves no good intentions
         raise ValueError(f"{str(path)!r} has a table of contents that contradicts itself") from error
-    for entry in found:
+    for entry in found.values():
         if entry.start + entry.size > length:
             raise ValueError(f"{str(path)!r} is cut off in {_KINDS[entry.kind]} record {entry.name!r}")
     if body != length:
         raise ValueError(f"{str(path)!r} has {length - body} bytes after its last record")
-    return found
+    return list(found.values())
 
 
 def read(
@@ -290,10 +294,6 @@ def _decode(entry: Entry, body: memoryview) -> CodebookTensor | Tensor | bytes:
     if entry.kind == records.SHARED:
         return records.decode_shared(body, entry.dtype, entry.shape)
     return records.decode_tensor(entry.kind, body, entry.dtype, entry.shape)
-
-
-def _number(dtype: torch.dtype) -> int:
-    return records.DTYPES.index(dtype)
 
 
 def _unzip(body: memoryview, size: int) -> bytes:

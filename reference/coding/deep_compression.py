@@ -51,14 +51,16 @@ def prune_and_retrain(
         raise ValueError(f"rounds is {tuple(rounds)}; it must ascend from 0 or more to 1")
     weights = _weights(model, sparsity)
     held: Masks | None = None
-    for part in rounds:
-        masks = {name: magnitude.mask(weights[name], part * fraction) for name, fraction in sparsity.items()}
-        held = Masks(model, masks) if held is None else held.update(masks)
-        retrain(model, held.apply)
-    assert held is not None
-    masks = held.state_dict()
-    held.release()
-    return masks
+    try:
+        for part in rounds:
+            masks = {name: magnitude.mask(weights[name], part * fraction) for name, fraction in sparsity.items()}
+            held = Masks(model, masks) if held is None else held.update(masks)
+            retrain(model, held.apply)
+        assert held is not None
+        return held.state_dict()
+    finally:
+        if held is not None:
+            held.release()
 
 
 def share_weights(

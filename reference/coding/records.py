@@ -93,7 +93,7 @@ def decode_shared(body: memoryview, dtype: torch.dtype, shape: tuple[int, ...]) 
     if len(body) < _FIELDS.size:
         raise ValueError(f"{len(body)} bytes are fewer than the {_FIELDS.size} of its fields")
     bits, width, coded_values, coded_gaps, entries, value_bytes = _FIELDS.unpack_from(body)
-    if not 1 <= bits <= 8 or width > 8 or coded_values > 1 or coded_gaps > 1 or not dtype.is_floating_point:
+    if not 1 <= bits <= 8 or width > 8 or coded_values > 1 or coded_gaps > min(1, width) or not dtype.is_floating_point:
         raise ValueError(f"it declares codes of {bits} bits and gaps of {width} bits in {dtype}")
     total = math.prod(shape)
     start = _FIELDS.size + (2**bits - 1) * dtype.itemsize
