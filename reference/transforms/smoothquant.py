@@ -6,7 +6,7 @@ residual reads the norm's output too (BERT), the layers divide their input thems
 """
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from reference.calibration import Call, capture, walk_blocks
 from reference.int8 import Int8Linear
 from reference.models.families import Family, Scaling, family_of, replace_module
-from reference.quantization import round_to_nearest, smoothquant
+from reference.quantization import hadamard, round_to_nearest, smoothquant
 from reference.quantization.activations import AbsmaxAccumulator, ActivationSpec, scale_of
 from reference.quantization.channel_scale import fold
 from reference.quantization.grid import QuantizationSpec
@@ -132,6 +132,7 @@ def quantize_integer(
     alpha: float | None = 0.5,
     weights: QuantizationSpec | Grids = W8,
     activations: ActivationSpec | None = None,
+    rotated: Collection[str] = (),
     progress: Callable[[list], Iterable] = iter,
 ) -> nn.Module:
     """Smooth a model and replace the linear layers of its blocks by integer ones, in place, in one float pass.
@@ -147,6 +148,8 @@ def quantize_integer(
             float; rounded to nearest.
         activations: granularity and bits, by default 8 bits per token; static scales are calibrated on ``inputs``,
             as the float model sees them.
+        rotated: names, below a block, of layers whose input a Hadamard matrix rotates in each call, before it is
+            quantised: for models into which no rotation can be folded. Dynamic activations only.
         progress: wraps the list of blocks, for a progress bar.
 
     Returns:
@@ -154,15 +157,18 @@ def quantize_integer(
         them in its layers, as ``channel_scale``.
 
     Raises:
-        ValueError: as :func:`smooth_block`, or a grid that integers cannot compute with.
+        ValueError: as :func:`smooth_block`, a grid that integers cannot compute with, or ``rotated`` layers with static
+            activations or of a width without a Hadamard matrix.
 
     Chapter: quantization/smoothquant
     """
     family, spec = family_of(model), activations or ActivationSpec()
+    if rotated and spec.granularity == "static":
+        raise ValueError("rotated layers need dynamic activations: static steps are calibrated on unrotated inputs")
 
     def visit(path: str, block: nn.Module, calls: list[Call]) -> list[Tensor]:
         outputs, absmax = input_absmax(block, calls, [group[0] for group in family.sublayers], name=path)
-        _to_integers(block, family, absmax, alpha, weights, spec, path)
+        _to_integers(block, family, absmax, alpha, weights, spec, path, rotated)
         return outputs
 
     walk_blocks(model, inputs, visit, progress=progress)
@@ -257,6 +263,7 @@ def _to_integers(
     weights: QuantizationSpec | Grids,
     activations: ActivationSpec,
     name: str,
+    rotated: Collection[str] = (),
 ) -> None:
     """Smooth a block, if alpha is given, and replace its linear layers; ``absmax`` is of each group's first layer."""
     scalings = _behind_norms(block, family.scalings)
@@ -275,9 +282,10 @@ def _to_integers(
                 continue
             assert isinstance(linear, nn.Linear)
             columns = linear.weight if channel_scale is None else linear.weight * channel_scale.to(linear.weight)
-            weight = round_to_nearest.quantize_layer(columns, grid)
+            turn = path in rotated
+            weight = round_to_nearest.quantize_layer(hadamard.transform(columns) if turn else columns, grid)
             layer = Int8Linear.from_linear(
-                linear, weight, activations, input_scale=input_scale, channel_scale=channel_scale
+                linear, weight, activations, input_scale=input_scale, channel_scale=channel_scale, hadamard=turn
             )
             replace_module(block, path, layer)
 
