@@ -51,7 +51,7 @@ def fold_norms(model: PreTrainedModel) -> PreTrainedModel:
     family = _family(model)
     head: nn.Module = model.get_output_embeddings()
     if head.weight is model.get_input_embeddings().weight:
-        head.weight = nn.Parameter(head.weight.detach().clone())
+        head.weight = nn.Parameter(head.get_parameter("weight").detach().clone())
         model.config.tie_word_embeddings = False
     for block in blocks(model):
         for scaling in family.scalings:
