@@ -99,27 +99,10 @@ def _minifloat(name: str, exponent_bits: int, mantissa_bits: int, *, codes: int)
     return ElementFormat(name, 1 + exponent_bits + mantissa_bits, tuple(values))
 
 
-def normal_float_magnitudes() -> tuple[float, ...]:
-    """The 16 levels of NF4, quantiles of a normal distribution scaled to [−1, 1], rising.
-
-    Eight levels from zero up and eight from zero down share the zero, so one more lies above it than below.
-
-    Returns:
-        16 values, rising; the eighth is zero.
-
-    Source: Dettmers et al. 2023, eq. 4 and appendix E; the offset is that of the authors' code.
-
-    Chapter: none (the trade-offs chapter is to come)
-    """
-    offset = 1 - (1 / 30 + 1 / 32) / 2  # between the outermost quantiles of 15 and of 16 equal parts
-    above = torch.linspace(offset, 0.5, 9, dtype=torch.float64)[:-1]
-    below = torch.linspace(offset, 0.5, 8, dtype=torch.float64)[:-1]
-    levels = torch.cat((torch.special.ndtri(above), torch.zeros(1).double(), -torch.special.ndtri(below)))
-    return tuple((levels / levels.max()).sort().values.tolist())
-
-
 class NormalFloat4(ElementFormat):
     """NF4: the table is not symmetric, so codes are rows of all 16 levels instead of sign and magnitude.
+
+    Source: Dettmers et al. 2023, eq. 4 and appendix E.
 
     Chapter: none (the trade-offs chapter is to come)
     """
@@ -143,7 +126,16 @@ E3M2 = _minifloat("E3M2", 3, 2, codes=32)
 E2M3 = _minifloat("E2M3", 2, 3, codes=32)
 E2M1 = _minifloat("E2M1", 2, 1, codes=8)
 INT8 = ElementFormat("INT8", 8, tuple(i / 64 for i in range(128)))  # of MX: two integer bits, six after the point
-NF4 = NormalFloat4("NF4", 4, normal_float_magnitudes())
+#: Quantiles of a normal distribution, scaled to [−1, 1] and rounded as in the authors' library. Eight from zero up and
+#: eight from zero down share the zero, so one more lies above it than below.
+NF4 = NormalFloat4(
+    "NF4", 4,
+    (
+        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+        -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+        0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+    ),
+)  # fmt: skip
 
 SCALES = {"E8M0": 8, "E4M3": 8, "bfloat16": 16, "float32": 32}  # bits of a scale
 
