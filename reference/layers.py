@@ -113,11 +113,23 @@ class QuantizedLinear(nn.Module):
             y = w4a16(x.reshape(-1, self.in_features), self.packed, self.scale, zero_point, group_size=group)
             y = y.reshape(*x.shape[:-1], self.out_features)
             return y if self.bias is None else y + self.bias.to(x.dtype)
-        int4_group = self._int4_group()
-        if x.device.type == "cpu" and 0 < rows <= FEW_ROWS and int4_group and not self._exact and not differentiate:
-            return self._forward_int4(x, int4_group)
+        if x.device.type == "cpu" and self.multiplies_packed(rows) and not differentiate:
+            return self._forward_int4(x)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return functional.linear(x, self.tensor.dequantize(x.dtype), bias)
+
+    def multiplies_packed(self, rows: int) -> bool:
+        """Whether ``rows`` rows without a gradient are multiplied by the weight as packed, where it now lies."""
+        if self.packed.is_cuda:
+            return self._fits_kernel()
+        return (
+            self.packed.device.type == "cpu" and 0 < rows <= FEW_ROWS and bool(self._int4_group()) and not self._exact
+        )
+
+    @property
+    def copied_bytes(self) -> int:
+        """Bytes of the repacked copy for the CPU's int4 operator; 0 before the first call that makes it."""
+        return 0 if self._int4 is None else self._int4[0].nbytes + self._int4[1].nbytes
 
     def _fits_kernel(self) -> bool:
         return (
@@ -140,7 +152,9 @@ class QuantizedLinear(nn.Module):
         run = self.spec.group_size or self.in_features
         return next((g for g in _INT4_GROUPS if run % g == 0), None)
 
-    def _forward_int4(self, x: Tensor, group: int) -> Tensor:
+    def _forward_int4(self, x: Tensor) -> Tensor:
+        group = self._int4_group()
+        assert group is not None
         if self._int4 is None or self._int4[0].device != x.device:
             self._int4 = self._repack(group)
         packed, scale_and_zero, _ = self._int4

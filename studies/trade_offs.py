@@ -1,0 +1,134 @@
+"""Every setting of the trade-off table by every method, on the shipped model.
+
+    python studies/trade_offs.py            # about 25 minutes on one core; goes on where it stopped
+    python studies/trade_offs.py --timing   # speed only, a minute, on a machine that does nothing else; then collects
+
+Writes ``book/data/trade_offs.json``: quality and bytes of each setting and method over three draws of the calibration
+text, and the speed of each setting's layers relative to float32 in the same run.
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from reference import trade_offs
+from reference.calibration import batches
+from reference.data import text
+from reference.files import atomic_write
+from reference.hardware.latency import compare
+from reference.models import tutorial
+from reference.trade_offs import METHODS, SETTINGS
+
+SEEDS, SEQUENCES, LENGTH, TOKENS = (0, 1, 2), 64, 256, 8192
+BATCHES = (1, 32)
+DOMAINS = ("code", "documentation")
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "book/data/trade_offs.json"
+PARTIAL = ROOT / ".cache/trade_offs.json"
+
+
+def texts() -> dict[str, tuple[torch.Tensor, int]]:
+    """The held-out text of both domains: token ids, and bytes of what they spell after the first."""
+    tokenizer, found = tutorial.tokenizer(), {}
+    for domain in DOMAINS:
+        ids = text.encode(text.read(domain), tokenizer)[:TOKENS]
+        found[domain] = (ids, len(tokenizer.decode(ids[1:], clean_up_tokenization_spaces=False).encode()))
+    return found
+
+
+def calibration(seed: int) -> list[torch.Tensor]:
+    """Half of the sequences from each domain."""
+    tokenizer, drawn = tutorial.tokenizer(), []
+    for domain in DOMAINS:
+        ids = text.encode(text.read(domain, "calibration"), tokenizer)
+        drawn += batches(ids, sequences=SEQUENCES // 2, length=LENGTH, seed=seed)
+    return drawn
+
+
+def quality(partial: dict) -> None:
+    original, measured = tutorial.load(), texts()
+    if "float" not in partial:
+        half = tutorial.load(dtype=torch.bfloat16)
+        partial["float"] = trade_offs.measure(original, original, measured)._asdict()
+        partial["float"]["bytes_total"] = trade_offs.measure(half, half, measured).bytes_total
+        partial["float"]["bytes_linear"] = trade_offs.measure(half, half, measured).bytes_linear
+    for seed in SEEDS:
+        drawn = calibration(seed)
+        for name, setting in SETTINGS.items():
+            for method in METHODS:
+                key = f"{name}/{method}/{seed}"
+                if key in partial or (method == "round_to_nearest" and seed):
+                    continue
+                begin = time.perf_counter()
+                model = trade_offs.compress(tutorial.load(), setting, method, drawn)
+                partial[key] = trade_offs.measure(model, original, measured)._asdict()
+                atomic_write(PARTIAL, json.dumps(partial).encode())
+                took = time.perf_counter() - begin
+                sys.stderr.write(f"{key}: {partial[key]['bits_per_byte']} in {took:.0f} s\n")
+
+
+def timing() -> dict:
+    """Time of one decoding step relative to float32, by setting and batch: best of many, taken in turns."""
+    models = {"float32": tutorial.load(), "bfloat16": tutorial.load(dtype=torch.bfloat16)}
+    for name, setting in SETTINGS.items():
+        models[name] = trade_offs.compress(tutorial.load(), setting, "round_to_nearest", [])
+    found: dict = {name: {"execution": {}, "speed": {}} for name in models}
+    for batch in BATCHES:
+        steps = {name: trade_offs.decode_step(model, batch) for name, model in models.items()}
+        times = compare(steps, repeats=40, warmup=5)
+        for name, model in models.items():
+            found[name]["speed"][str(batch)] = round(times["float32"].best / times[name].best, 3)
+            found[name]["execution"][str(batch)] = trade_offs.execution(model, batch)
+    return found
+
+
+def collect(partial: dict, speeds: dict) -> None:
+    rows: dict = {}
+    for key, row in partial.items():
+        if key == "float":
+            continue
+        name, method, _ = key.split("/")
+        mine = rows.setdefault(name, {}).setdefault(method, {"bits_per_byte": {}, "kl": {}})
+        for measure in ("bits_per_byte", "kl"):
+            for domain, value in row[measure].items():
+                mine[measure].setdefault(domain, []).append(round(value, 5))
+        mine |= {k: row[k] for k in ("bytes_linear", "bytes_total", "resident")}
+    record = {
+        "name": RESULT.stem,
+        "what": "The shipped model quantised by every setting and method: bits per byte and divergence on "
+        f"{TOKENS:,} tokens of each domain, calibrated on {SEQUENCES} sequences of {LENGTH} tokens of both, a number "
+        "for each draw; bytes on disk and in memory; speed of a decoding step relative to float32 in one run",
+        "values": {"float": partial["float"], "settings": rows, "speed": speeds},
+        "command": "python studies/trade_offs.py && python studies/trade_offs.py --timing",
+        "device": f"{platform.machine()} CPU, one thread",
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "seed": list(SEEDS),
+        "cheap": False,
+    }
+    atomic_write(RESULT, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--timing", action="store_true", help="time the settings and write the result")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    PARTIAL.parent.mkdir(exist_ok=True)
+    partial = json.loads(PARTIAL.read_text()) if PARTIAL.is_file() else {}
+    if not arguments.timing:
+        quality(partial)
+        return
+    if "float" not in partial:
+        sys.exit("error: no quality was measured yet; run without --timing first")
+    collect(partial, timing())
+
+
+if __name__ == "__main__":
+    main()
