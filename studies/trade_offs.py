@@ -1,6 +1,6 @@
 """Every setting of the trade-off table by every method, on the shipped model.
 
-    python studies/trade_offs.py            # about 25 minutes on one core; goes on where it stopped
+    python studies/trade_offs.py            # about 40 minutes on one core; goes on where it stopped
     python studies/trade_offs.py --timing   # speed only, a minute, on a machine that does nothing else; then collects
 
 Writes ``book/data/trade_offs.json``: quality and bytes of each setting and method over three draws of the calibration
@@ -26,6 +26,7 @@ from reference.models import tutorial
 from reference.trade_offs import METHODS, SETTINGS
 
 SEEDS, SEQUENCES, LENGTH, TOKENS = (0, 1, 2), 64, 256, 8192
+ONE_DRAW = ("round_to_nearest", "awq")  # reads no text, and takes longest
 BATCHES = (1, 32)
 DOMAINS = ("code", "documentation")
 ROOT = Path(__file__).parents[1]
@@ -63,7 +64,7 @@ def quality(partial: dict) -> None:
         for name, setting in SETTINGS.items():
             for method in METHODS:
                 key = f"{name}/{method}/{seed}"
-                if key in partial or (method == "round_to_nearest" and seed):
+                if key in partial or (seed and method in ONE_DRAW):
                     continue
                 begin = time.perf_counter()
                 model = trade_offs.compress(tutorial.load(), setting, method, drawn)
@@ -103,7 +104,7 @@ def collect(partial: dict, speeds: dict) -> None:
         "name": RESULT.stem,
         "what": "The shipped model quantised by every setting and method: bits per byte and divergence on "
         f"{TOKENS:,} tokens of each domain, calibrated on {SEQUENCES} sequences of {LENGTH} tokens of both, a number "
-        "for each draw; bytes on disk and in memory; speed of a decoding step relative to float32 in one run",
+        "for each draw (AWQ: one); bytes on disk and in memory; speed of a decoding step relative to float32 in one run",
         "values": {"float": partial["float"], "settings": rows, "speed": speeds},
         "command": "python studies/trade_offs.py && python studies/trade_offs.py --timing",
         "device": f"{platform.machine()} CPU, one thread",
