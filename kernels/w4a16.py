@@ -34,13 +34,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ._checks import FLOATS, check_shape, check_tensors
 from ._few_rows import few_rows, one_row
-from ._triton import INTERPRETED, jit, require_triton, round_to, tl, triton
+from ._splits import add_splits, splits_for
+from ._triton import INTERPRETED, jit, round_to, tl, triton
 
 NIBBLES = 8  # codes in a word
 QUAD = 32  # codes in 16 bytes, the most that one thread loads at once; a group holds whole quads
 BLOCK = 128  # columns that `few_rows` multiplies at a time: eight products of 16, the least K of the tensor cores
-FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
 class Tile(NamedTuple):
@@ -162,16 +163,6 @@ def _tile(
     tl.store(y + m[None, :] * N + n[:, None], out, mask=m_inside[None, :] & n_inside[:, None])
 
 
-@jit
-def _add_splits(partial, y, SPLITS, SIZE, BLOCK: tl.constexpr):
-    """y = Σ over the first axis of ``partial [SPLITS, SIZE]``, always in the same order."""
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros((BLOCK,), tl.float32)
-    for split in range(SPLITS):
-        total += tl.load(partial + split * SIZE + i, mask=i < SIZE, other=0.0)
-    tl.store(y + i, round_to(total, y.dtype.element_ty), mask=i < SIZE)
-
-
 def plan_for(rows: int, outputs: int, columns: int, group_size: int, dtype: torch.dtype, bits: int = 4) -> Plan:
     """How to multiply ``rows`` rows of x: the kernel and its settings.
 
@@ -189,18 +180,6 @@ def plan_for(rows: int, outputs: int, columns: int, group_size: int, dtype: torc
     if group_size == columns:
         return tile
     return tile._replace(columns=min(tile.columns, group_size & -group_size))  # a block lies within a group
-
-
-def splits_for(rows: int, outputs: int, columns: int, tile: Tile) -> int:
-    """Into how many programs each tile's sum over K is split.
-
-    As many as give 256 programs (about two for each multiprocessor of an H100), as long as the fp32 partial sums
-    (8 bytes written and read, per row, output and split) stay below a quarter of the weight's bytes.
-
-    Chapter: none (the kernels chapter is to come)
-    """
-    programs = triton.cdiv(outputs, tile.outputs) * triton.cdiv(rows, tile.rows)
-    return max(1, min(triton.cdiv(256, programs), columns // (64 * rows), triton.cdiv(columns, tile.columns)))
 
 
 def w4a16(
@@ -253,7 +232,6 @@ def w4a16(
 
     Chapter: none (the kernels chapter is to come)
     """
-    require_triton()
     _check(x, packed, scale, zero_point, group_size, bits)
     (rows, columns), outputs = x.shape, packed.shape[0]
     y = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
@@ -268,13 +246,13 @@ def w4a16(
         if isinstance(plan, Few):
             _launch_few(x, weight, y, group_size, bits, plan)
             return y
-        splits = splits_for(rows, outputs, columns, plan)
+        splits = splits_for(rows, outputs, columns, plan[:3])
         if splits == 1:
             _launch_tile(x, weight, y, group_size, bits, plan, splits)
             return y
         partial = torch.empty((splits, rows, outputs), dtype=torch.float32, device=x.device)
         _launch_tile(x, weight, partial, group_size, bits, plan, splits)
-        _add_splits[(triton.cdiv(y.numel(), 1024),)](partial, y, splits, y.numel(), BLOCK=1024)
+        add_splits[(triton.cdiv(y.numel(), 1024),)](partial, y, splits, y.numel(), BLOCK=1024)
     return y
 
 
@@ -320,29 +298,15 @@ def _check(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor | None, 
     """Refuse by name what the kernels would read wrongly."""
     if bits not in (2, 4):
         raise ValueError(f"bits was {bits!r}, may be 2 or 4 (codes of 3 bits straddle words)")
-    tensors = {"x": x, "packed": packed, "scale": scale} | ({} if zero_point is None else {"zero_point": zero_point})
-    allowed = {"x": FLOATS, "packed": (torch.int32,), "scale": FLOATS, "zero_point": (torch.uint8,)}
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} was {type(tensor).__name__}, may be a torch.Tensor")
-        if tensor.dtype not in allowed[name]:
-            raise TypeError(f"{name} was {tensor.dtype}, may be {' or '.join(map(str, allowed[name]))}")
-        if tensor.dim() != 2:
-            raise ValueError(f"{name} had shape {list(tensor.shape)}, may have two axes")
-        if tensor.device != x.device:
-            raise ValueError(f"{name} was on {tensor.device}, may be on x's device, {x.device}")
-        if name != "x" and not tensor.is_contiguous():
-            raise ValueError(f"{name} had strides {tensor.stride()}, may be contiguous: call .contiguous()")
-    if x.device.type != "cuda" and not (INTERPRETED.value and x.device.type == "cpu"):
-        raise ValueError(
-            f"x was on {x.device}, may be on a CUDA device (on the CPU only in a process started with "
-            "TRITON_INTERPRET=1, for tests)"
-        )
+    check_tensors(
+        {
+            "x": (x, FLOATS, 2),
+            "packed": (packed, (torch.int32,), 2),
+            "scale": (scale, FLOATS, 2),
+            "zero_point": (zero_point, (torch.uint8,), 2),
+        }
+    )
     columns, outputs = x.shape[1], packed.shape[0]
-    if columns > 1 and x.stride(1) != 1:
-        raise ValueError(f"x had strides {x.stride()}, may have stride 1 along its last axis: call .contiguous()")
-    if x.shape[0] > 1 and x.stride(0) >= 2**24:
-        raise ValueError(f"x had row stride {x.stride(0)}, may have one below 2**24 (offsets in a tile are 32-bit)")
     codes = 32 // bits
     if columns == 0 or columns % codes:
         raise ValueError(f"x had {columns} columns, may have a positive multiple of {codes} (the codes of a word)")
@@ -358,9 +322,5 @@ def _check(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor | None, 
         raise ValueError(
             f"group_size was {group_size}, may be {columns} (the whole row) or a multiple of {QUAD} that divides it"
         )
-    for name in ("scale", "zero_point"):
-        if name in tensors and tensors[name].shape != (outputs, columns // group_size):
-            raise ValueError(
-                f"{name} had shape {list(tensors[name].shape)}, may have {[outputs, columns // group_size]} "
-                f"for group_size {group_size}"
-            )
+    for name, tensor in (("scale", scale), ("zero_point", zero_point)):
+        check_shape(name, tensor, [outputs, columns // group_size], f"for group_size {group_size}")
