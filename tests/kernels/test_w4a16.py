@@ -16,7 +16,7 @@ triton = pytest.importorskip("triton", reason="the kernels run with Triton, whic
 
 from triton.runtime import interpreter  # noqa: E402
 
-from reference.kernels import _triton  # noqa: E402
+from reference.kernels import _checks, _triton  # noqa: E402
 from reference.kernels import w4a16 as module  # noqa: E402
 from reference.kernels.w4a16 import w4a16  # noqa: E402
 
@@ -28,10 +28,11 @@ ROUNDING = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8}
 SUMS = 2e-6
 
 
-def pack(codes: Tensor) -> Tensor:
-    """[N, K] codes to [N, K/8] int32 words, the first code in the lowest bits."""
+def pack(codes: Tensor, bits: int = 4) -> Tensor:
+    """[N, K] codes to int32 words, the first code in the lowest bits."""
     outputs, columns = codes.shape
-    words = (codes.reshape(outputs, columns // 8, 8).long() << (4 * torch.arange(8))).sum(-1)
+    count = 32 // bits
+    words = (codes.reshape(outputs, columns // count, count).long() << (bits * torch.arange(count))).sum(-1)
     return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
 
 
@@ -198,10 +199,11 @@ def test_nothing_outside_the_tensors_is_touched(rows, touched, generator) -> Non
     x = wide[:, 25 : 25 + columns].copy_(torch.randn((rows, columns), generator=generator))
     packed, y = pack(codes), torch.zeros((rows, outputs))
     if rows == 1:
-        module._launch_one_row(x, (packed, scale, zero_point), y, columns)
+        plan = module.plan_for(rows, outputs, columns, columns, torch.float32)
+        module._launch_one_row(x, (packed, scale, zero_point), y, columns, plan)
     else:
-        tile = module.tile_for(rows, columns, columns, torch.bfloat16)
-        module._launch_tile(x, (packed, scale, zero_point), y, columns, tile, 1)
+        tile = module.plan_for(rows, outputs, columns, columns, torch.float32)
+        module._launch_tile(x, (packed, scale, zero_point), y, columns, 4, tile, 1)
     assert_close(y, x.double() @ dequantise(codes, scale, zero_point, columns).T)
     addresses = np.unique(np.concatenate(touched))
     outside = np.ones(len(addresses), dtype=bool)
@@ -215,10 +217,10 @@ def test_nothing_outside_the_tensors_is_touched(rows, touched, generator) -> Non
 def test_sums_split_over_k_agree_with_one_sum(generator) -> None:
     codes, scale, zero_point = case(20, 2048, 128, True, generator)
     x = torch.randn((4, 2048), generator=generator)
-    tile = module.tile_for(4, 2048, 128, x.dtype)
-    assert module.splits_for(4, 20, 2048, tile) > 1
+    tile = module.plan_for(4, 20, 2048, 128, x.dtype)
+    assert module.splits_for(4, 20, 2048, tile[:3]) > 1
     whole = torch.empty((4, 20))
-    module._launch_tile(x, (pack(codes), scale, zero_point), whole, 128, tile, 1)
+    module._launch_tile(x, (pack(codes), scale, zero_point), whole, 128, 4, tile, 1)
     split = w4a16(x, pack(codes), scale, zero_point, group_size=128)
     assert_close(split, whole.double())
     assert torch.equal(split, w4a16(x, pack(codes), scale, zero_point, group_size=128))
@@ -294,6 +296,6 @@ def test_wrong_arguments_are_refused_by_name(change, error, words) -> None:
 
 
 def test_cpu_tensors_are_refused_outside_the_interpreter(monkeypatch) -> None:
-    monkeypatch.setattr(module, "INTERPRETED", triton.language.constexpr(False))
+    monkeypatch.setattr(_checks, "INTERPRETED", triton.language.constexpr(False))
     with pytest.raises(ValueError, match="x was on cpu, may be on a CUDA device"):
         w4a16(**GOOD)
