@@ -28,7 +28,7 @@ def check_tensors(
         if tensor.dtype not in dtypes:
             raise TypeError(f"{name} was {tensor.dtype}, may be {' or '.join(map(str, dtypes))}")
         if tensor.dim() != axes:
-            raise ValueError(f"{name} had shape {list(tensor.shape)}, may have {('one axis', 'two axes')[axes - 1]}")
+            raise ValueError(f"{name} had shape {list(tensor.shape)}, may have {('one axis', 'two axes', 'three axes')[axes - 1]}")
         device = allowed[first][0].device  # type: ignore[union-attr]
         if tensor.device != device:
             raise ValueError(f"{name} was on {tensor.device}, may be on {first}'s device, {device}")
@@ -60,6 +60,12 @@ def check_rows(name: str, tensor: Tensor | None) -> None:
 def check_shape(name: str, tensor: Tensor | None, shape: list[int], why: str) -> None:
     if tensor is not None and list(tensor.shape) != shape:
         raise ValueError(f"{name} had shape {list(tensor.shape)}, may have {shape} {why}")
+
+
+def check_size(name: str, tensor: Tensor) -> None:
+    """Fewer elements than 32-bit offsets can tell apart."""
+    if tensor.numel() >= 2**31:
+        raise ValueError(f"{name} had {tensor.numel()} elements, may have fewer than 2**31 (offsets are 32-bit)")
 
 
 def check_capability(device: torch.device, least: tuple[int, int], what: str) -> None:

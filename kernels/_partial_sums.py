@@ -8,23 +8,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ._triton import jit, round_to, tl, triton
+from ._splits import add_splits
+from ._triton import triton
 
 PROGRAMS = 264  # two for each multiprocessor of an H100
 
 
-@jit
-def _add(partial, y, SPLITS, SIZE, BLOCK: tl.constexpr):
-    """y = Σ over the first axis of ``partial [SPLITS, SIZE]``."""
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros((BLOCK,), tl.float32)
-    for _ in range(SPLITS):
-        total += tl.load(partial + i, mask=i < SIZE, other=0.0)
-        partial += SIZE
-    tl.store(y + i, round_to(total, y.dtype.element_ty), mask=i < SIZE)
-
-
-def splits_for(programs: int, rows: int, blocks: int, bytes_of_weight: int, outputs: int) -> int:
+def splits_by_bytes(programs: int, rows: int, outputs: int, blocks: int, bytes_of_weight: int) -> int:
     """Into how many programs each tile's sum over K is split.
 
     As many as give `PROGRAMS`, no more than there are ``blocks`` of columns, and as long as the fp32 partial sums
@@ -34,11 +24,11 @@ def splits_for(programs: int, rows: int, blocks: int, bytes_of_weight: int, outp
     return max(1, min(triton.cdiv(PROGRAMS, max(1, programs)), affordable, blocks))
 
 
-def add_splits(launch: Callable[[Tensor], None], y: Tensor, splits: int) -> None:
+def with_splits(launch: Callable[[Tensor], None], y: Tensor, splits: int) -> None:
     """``launch`` writes ``[splits, *y.shape]`` partial sums in fp32 (or ``y`` itself where there is one split)."""
     if splits == 1:
         launch(y)
         return
     partial = torch.empty((splits, *y.shape), dtype=torch.float32, device=y.device)
     launch(partial)
-    _add[(triton.cdiv(y.numel(), 1024),)](partial, y, splits, y.numel(), BLOCK=1024)
+    add_splits[(triton.cdiv(y.numel(), 1024),)](partial, y, splits, y.numel(), BLOCK=1024)

@@ -26,9 +26,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._arguments import check_device, check_rows, check_tensors
-from ._partial_sums import add_splits, splits_for
-from ._triton import INTERPRETED, jit, require_triton, round_to, tl, triton
+from ._checks import check_shape, check_size, check_tensors
+from ._partial_sums import splits_by_bytes, with_splits
+from ._triton import INTERPRETED, jit, round_to, tl, triton
 
 SIZES = (32, 64, 128)
 FLOATS = (torch.float16, torch.bfloat16)
@@ -122,7 +122,6 @@ def block_sparse(x: Tensor, blocks: Tensor, crow: Tensor, column: Tensor, order:
 
     Chapter: none (the kernels chapter is to come)
     """
-    require_triton()
     _check(x, blocks, crow, column, order)
     rows, (stored, size, _), outputs = x.shape[0], blocks.shape, (len(crow) - 1) * blocks.shape[1]
     y = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
@@ -130,9 +129,9 @@ def block_sparse(x: Tensor, blocks: Tensor, crow: Tensor, column: Tensor, order:
         return y
     tile = tile_for(rows, size)
     programs = (len(crow) - 1) * triton.cdiv(rows, tile.rows)
-    splits = splits_for(programs, rows, x.shape[1] // size, 2 * blocks.numel(), outputs)
+    splits = splits_by_bytes(programs, rows, outputs, x.shape[1] // size, 2 * blocks.numel())
     with torch.cuda.device_of(x):
-        add_splits(lambda out: _launch(x, blocks, crow, column, order, out, tile, splits), y, splits)
+        with_splits(lambda out: _launch(x, blocks, crow, column, order, out, tile, splits), y, splits)
     return y
 
 
@@ -156,21 +155,24 @@ def _launch(
 
 
 def _check(x: Tensor, blocks: Tensor, crow: Tensor, column: Tensor, order: Tensor | None) -> None:
-    tensors = {"x": x, "blocks": blocks, "crow": crow, "column": column} | ({} if order is None else {"order": order})
-    dtypes = {"x": FLOATS, "blocks": FLOATS} | dict.fromkeys(("crow", "column", "order"), torch.int32)
-    check_tensors(tensors, dtypes, {"x": 2, "blocks": 3, "crow": 1, "column": 1, "order": 1})
-    check_device("x", x)
+    check_tensors(
+        {
+            "x": (x, FLOATS, 2),
+            "blocks": (blocks, FLOATS, 3),
+            "crow": (crow, (torch.int32,), 1),
+            "column": (column, (torch.int32,), 1),
+            "order": (order, (torch.int32,), 1),
+        }
+    )
+    check_size("blocks", blocks)
     if blocks.dtype != x.dtype:
         raise TypeError(f"blocks was {blocks.dtype}, may be {x.dtype}, as x is")
     stored, size, other = blocks.shape
     if size != other or size not in SIZES:
-        raise ValueError(f"blocks had shape {list(blocks.shape)}, may have square blocks of {' or '.join(map(str, SIZES))}")
-    if len(column) != stored:
-        raise ValueError(f"column had {len(column)} entries, may have {stored}, one for each block")
+        raise ValueError(f"blocks had shape {list(blocks.shape)}, may have a side of {' or '.join(map(str, SIZES))}")
     if len(crow) == 0:
         raise ValueError("crow had no entries, may have one for each block row, and the end")
-    if order is not None and len(order) != len(crow) - 1:
-        raise ValueError(f"order had {len(order)} entries, may have {len(crow) - 1}, one for each block row")
+    check_shape("column", column, [stored], "(one for each block)")
+    check_shape("order", order, [len(crow) - 1], "(one for each block row)")
     if x.shape[1] == 0 or x.shape[1] % size:
-        raise ValueError(f"x had {x.shape[1]} columns, may have a positive multiple of {size}, a block's side")
-    check_rows(x, x.shape[1], "")
+        raise ValueError(f"x had {x.shape[1]} columns, may have a positive multiple of {size}, the side of a block")

@@ -29,12 +29,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._arguments import check_device, check_tensors
+from ._checks import check_rows, check_size, check_tensors
 from ._triton import INTERPRETED, jit, require_triton, round_to, tl, triton
 
 SIDE = 128  # up to this, one product does it
 LARGEST = {torch.float16: 8192, torch.bfloat16: 8192, torch.float32: 4096}  # up to this, two: more would spill registers
-MOST_ROWS = 64  # of a factor
+MOST_ROWS = 256  # of a factor
 
 
 class Plan(NamedTuple):
@@ -144,7 +144,7 @@ def hadamard(x: Tensor, factor: Tensor | None = None) -> Tensor:
     argument      shape           dtype and layout
     ============  ==============  ================================================================
     ``x``         ``[…, n]``      float16, bfloat16 or float32; not contiguous: copied first
-    ``factor``    ``[m, m]``      float32, contiguous, ±1, orthogonal rows, m 2 to 64; None: m = 1
+    ``factor``    ``[m, m]``      float32, contiguous, ±1, orthogonal rows, m 2 to 256; None: m = 1
     returns       ``[…, n]``      as ``x``, contiguous
     ============  ==============  ================================================================
 
@@ -233,14 +233,13 @@ def _check(x: Tensor, factor: Tensor | None) -> None:
         raise TypeError(f"x was {type(x).__name__}, may be a torch.Tensor")
     if x.dtype not in LARGEST:
         raise TypeError(f"x was {x.dtype}, may be {' or '.join(map(str, LARGEST))}")
-    check_device("x", x)
     if x.dim() == 0:
         raise ValueError("x had no axis, may have one or more")
-    if x.numel() >= 2**31:
-        raise ValueError(f"x had {x.numel()} entries, may have fewer than 2**31 (offsets are 32-bit)")
+    check_rows("x", x.view(-1) if x.is_contiguous() else x[..., :1])  # its device: other strides are copied
+    check_size("x", x)
     made = 1
     if factor is not None:
-        check_tensors({"factor": factor}, {"factor": torch.float32}, 2)
+        check_tensors({"factor": (factor, (torch.float32,), 2)}, strided=())
         made = len(factor)
         if factor.shape[1] != made or not 2 <= made <= MOST_ROWS:
             raise ValueError(f"factor had shape {list(factor.shape)}, may be square, of 2 to {MOST_ROWS} rows")

@@ -32,8 +32,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._arguments import check_device, check_tensors
-from ._triton import jit, require_triton, tl, triton
+from ._checks import check_rows, check_shape, check_size, check_tensors
+from ._triton import jit, tl, triton
 
 BLOCK = 16  # symbols that a lane decodes before it writes
 LONGEST = 16  # bits of a code word: a larger table would leave the first-level cache
@@ -216,7 +216,6 @@ def huffman(
 
     Chapter: none (the kernels chapter is to come)
     """
-    require_triton()
     _check(words, starts, table, raw, symbols, chunk)
     dtype = torch.uint8 if raw is None else torch.bfloat16
     out = torch.empty(triton.cdiv(symbols, BLOCK) * BLOCK, dtype=dtype, device=words.device)
@@ -240,9 +239,17 @@ def _launch(
 
 def _check(words: Tensor, starts: Tensor, table: Tensor, raw: Tensor | None, symbols: int, chunk: int) -> None:
     """Refuse by name what the kernel would read wrongly."""
-    tensors = {"words": words, "starts": starts, "table": table} | ({} if raw is None else {"raw": raw})
-    check_tensors(tensors, {"words": torch.int32, "starts": torch.int32, "table": torch.int16, "raw": torch.uint8}, 1)
-    check_device("words", words)
+    check_tensors(
+        {
+            "words": (words, (torch.int32,), 1),
+            "starts": (starts, (torch.int32,), 1),
+            "table": (table, (torch.int16,), 1),
+            "raw": (raw, (torch.uint8,), 1),
+        },
+        strided=(),
+    )
+    check_rows("words", words)
+    check_size("words", words)
     for name, value in (("symbols", symbols), ("chunk", chunk)):
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{name} was {type(value).__name__}, may be an int")
@@ -257,8 +264,4 @@ def _check(words: Tensor, starts: Tensor, table: Tensor, raw: Tensor | None, sym
         )
     if len(table) not in [2**bits for bits in range(1, LONGEST + 1)]:
         raise ValueError(f"table had {len(table)} entries, may have 2 to 2**{LONGEST}, a power of two")
-    if raw is not None and len(raw) != triton.cdiv(symbols, BLOCK) * BLOCK:
-        raise ValueError(
-            f"raw had {len(raw)} bytes, may have {triton.cdiv(symbols, BLOCK) * BLOCK}: one for each symbol, "
-            f"filled up to a multiple of {BLOCK}"
-        )
+    check_shape("raw", raw, [triton.cdiv(symbols, BLOCK) * BLOCK], "(a byte a symbol, filled up to 16)")

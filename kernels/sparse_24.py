@@ -28,9 +28,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._arguments import check_device, check_rows, check_tensors
-from ._partial_sums import add_splits, splits_for
-from ._triton import INTERPRETED, jit, require_triton, round_to, tl, triton
+from ._checks import check_shape, check_size, check_tensors
+from ._partial_sums import splits_by_bytes, with_splits
+from ._triton import INTERPRETED, jit, round_to, tl, triton
 
 COLUMNS = 16  # columns whose positions fill an int16; K is a multiple of it
 FLOATS = (torch.float16, torch.bfloat16)
@@ -172,7 +172,6 @@ def sparse_24(x: Tensor, values: Tensor, positions: Tensor) -> Tensor:
 
     Chapter: none (the kernels chapter is to come)
     """
-    require_triton()
     _check(x, values, positions)
     (rows, columns), outputs = x.shape, values.shape[0]
     y = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
@@ -184,8 +183,9 @@ def sparse_24(x: Tensor, values: Tensor, positions: Tensor) -> Tensor:
             return y
         tile = tile_for(rows)
         programs = triton.cdiv(outputs, tile.outputs) * triton.cdiv(rows, tile.rows)
-        splits = splits_for(programs, rows, triton.cdiv(columns, tile.columns), outputs * columns * 9 // 8, outputs)
-        add_splits(lambda out: _launch_tile(x, values, positions, out, tile, splits), y, splits)
+        blocks = triton.cdiv(columns, tile.columns)
+        splits = splits_by_bytes(programs, rows, outputs, blocks, outputs * columns * 9 // 8)
+        with_splits(lambda out: _launch_tile(x, values, positions, out, tile, splits), y, splits)
     return y
 
 
@@ -212,20 +212,12 @@ def _launch_tile(x: Tensor, values: Tensor, positions: Tensor, y: Tensor, tile: 
 
 
 def _check(x: Tensor, values: Tensor, positions: Tensor) -> None:
-    check_tensors(
-        {"x": x, "values": values, "positions": positions},
-        {"x": FLOATS, "values": FLOATS, "positions": torch.int16},
-        2,
-    )
-    check_device("x", x)
+    check_tensors({"x": (x, FLOATS, 2), "values": (values, FLOATS, 2), "positions": (positions, (torch.int16,), 2)})
+    check_size("values", values)
     if values.dtype != x.dtype:
         raise TypeError(f"values was {values.dtype}, may be {x.dtype}, as x is")
-    columns = 2 * values.shape[1]
+    columns, outputs = x.shape[1], len(values)
     if columns == 0 or columns % COLUMNS:
-        raise ValueError(f"values had {values.shape[1]} entries a row, may have a positive multiple of {COLUMNS // 2}")
-    if positions.shape != (values.shape[0], columns // COLUMNS):
-        raise ValueError(
-            f"positions had shape {list(positions.shape)}, may have {[values.shape[0], columns // COLUMNS]}: "
-            f"{COLUMNS // 2} values in each entry"
-        )
-    check_rows(x, columns, f"values of shape {list(values.shape)} stand for")
+        raise ValueError(f"x had {columns} columns, may have a positive multiple of {COLUMNS}")
+    check_shape("values", values, [outputs, columns // 2], f"for x of {columns} columns")
+    check_shape("positions", positions, [outputs, columns // COLUMNS], f"for x of {columns} columns")
