@@ -28,7 +28,9 @@ def check_tensors(
         if tensor.dtype not in dtypes:
             raise TypeError(f"{name} was {tensor.dtype}, may be {' or '.join(map(str, dtypes))}")
         if tensor.dim() != axes:
-            raise ValueError(f"{name} had shape {list(tensor.shape)}, may have {('one axis', 'two axes', 'three axes')[axes - 1]}")
+            raise ValueError(
+                f"{name} had shape {list(tensor.shape)}, may have {('one axis', 'two axes', 'three axes')[axes - 1]}"
+            )
         device = allowed[first][0].device  # type: ignore[union-attr]
         if tensor.device != device:
             raise ValueError(f"{name} was on {tensor.device}, may be on {first}'s device, {device}")

@@ -84,7 +84,9 @@ def _tile(
     tl.store(y + m[None, :] * N + n[:, None], round_to(total, y.dtype.element_ty), mask=inside[None, :])
 
 
-def block_sparse(x: Tensor, blocks: Tensor, crow: Tensor, column: Tensor, order: Tensor | None = None) -> Tensor:
+def block_sparse(
+    x: Tensor, blocks: Tensor, crow: Tensor, column: Tensor, order: Tensor | None = None, *, plan: Tile | None = None
+) -> Tensor:
     r""":math:`Y = X W^\top` where W is stored as its square blocks that are not zero.
 
     ================  ====================  =============================================================
@@ -112,6 +114,7 @@ def block_sparse(x: Tensor, blocks: Tensor, crow: Tensor, column: Tensor, order:
         crow: where block rows begin.
         column: where blocks stand.
         order: a permutation; the longest block row first is best.
+        plan: rows and spread of a tile, to measure them; None: what ``plan_for`` chooses.
 
     Raises:
         TypeError: a dtype is none of the above, or ``blocks`` has another than ``x``.
@@ -123,19 +126,20 @@ def block_sparse(x: Tensor, blocks: Tensor, crow: Tensor, column: Tensor, order:
     Chapter: none (the kernels chapter is to come)
     """
     _check(x, blocks, crow, column, order)
-    rows, (stored, size, _), outputs = x.shape[0], blocks.shape, (len(crow) - 1) * blocks.shape[1]
+    rows, size = x.shape[0], blocks.shape[1]
+    outputs = (len(crow) - 1) * size
     y = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
     if y.numel() == 0:
         return y
-    tile = tile_for(rows, size)
-    programs = (len(crow) - 1) * triton.cdiv(rows, tile.rows)
+    plan = plan or plan_for(rows, size)
+    programs = (len(crow) - 1) * triton.cdiv(rows, plan.rows)
     splits = splits_by_bytes(programs, rows, outputs, x.shape[1] // size, 2 * blocks.numel())
     with torch.cuda.device_of(x):
-        with_splits(lambda out: _launch(x, blocks, crow, column, order, out, tile, splits), y, splits)
+        with_splits(lambda out: _launch(x, blocks, crow, column, order, out, plan, splits), y, splits)
     return y
 
 
-def tile_for(rows: int, size: int) -> Tile:
+def plan_for(rows: int, size: int) -> Tile:
     """The tile for ``rows`` rows of x and blocks of ``size``.
 
     Chapter: none (the kernels chapter is to come)

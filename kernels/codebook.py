@@ -66,6 +66,7 @@ def _slice(words, WIDTH: tl.constexpr, OUTPUTS: tl.constexpr, COLUMNS: tl.conste
         words = tl.join(words, words >> 1)
     return tl.reshape(words, (OUTPUTS, COLUMNS)) & ((1 << WIDTH) - 1)
 
+
 @jit
 def _load_plane(packed, block, inside, ALL, BEFORE: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr):
     """Words of one plane, ``[outputs, COLUMNS * WIDTH / 32]``: BEFORE bits of a code lie in planes before it."""
@@ -241,9 +242,7 @@ def _launch_tile(x: Tensor, packed: Tensor, table: Tensor, y: Tensor, plan: Tile
 
 
 def _check(x: Tensor, packed: Tensor, table: Tensor) -> None:
-    check_tensors(
-        {"x": (x, FLOATS, 2), "packed": (packed, (torch.int32,), 2), "table": (table, (torch.float32,), 1)}
-    )
+    check_tensors({"x": (x, FLOATS, 2), "packed": (packed, (torch.int32,), 2), "table": (table, (torch.float32,), 1)})
     check_size("packed", packed)
     if len(table) not in [2**bits for bits in range(2, 9)]:
         raise ValueError(f"table had {len(table)} entries, may have 4 to 256, a power of two")

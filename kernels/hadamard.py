@@ -33,7 +33,11 @@ from ._checks import check_rows, check_size, check_tensors
 from ._triton import INTERPRETED, jit, require_triton, round_to, tl, triton
 
 SIDE = 128  # up to this, one product does it
-LARGEST = {torch.float16: 8192, torch.bfloat16: 8192, torch.float32: 4096}  # up to this, two: more would spill registers
+LARGEST = {
+    torch.float16: 8192,
+    torch.bfloat16: 8192,
+    torch.float32: 4096,
+}  # up to this, two: more would spill registers
 MOST_ROWS = 256  # of a factor
 
 
@@ -137,7 +141,7 @@ def plan_for(n: int, dtype: torch.dtype) -> Plan:
     return Plan(left, n // left, 1, warps, 16 if warps == 1 else 4)
 
 
-def hadamard(x: Tensor, factor: Tensor | None = None) -> Tensor:
+def hadamard(x: Tensor, factor: Tensor | None = None, *, plan: Plan | None = None) -> Tensor:
     r"""Rows of x rotated: :math:`Y = X\,(F \otimes H) / \sqrt n` along the last axis of n numbers.
 
     ============  ==============  ================================================================
@@ -162,6 +166,7 @@ def hadamard(x: Tensor, factor: Tensor | None = None) -> Tensor:
     Args:
         x: activations, or weights.
         factor: for n that is no power of two: 12, 20 or 28 rows of a Hadamard matrix, for example.
+        plan: sizes and spread, to measure them; None: what ``plan_for`` chooses.
 
     Raises:
         TypeError: a dtype is none of the above.
@@ -187,7 +192,7 @@ def hadamard(x: Tensor, factor: Tensor | None = None) -> Tensor:
             rows = _launch_across(rows.view(-1, made, n // made), factor)
         if n // made > power:
             rows = _launch_across(rows.view(-1, n // made // power, power), _sylvester(n // made // power, x.device))
-        _launch(rows.view(-1, power), y.view(-1, power), scale, plan_for(power, x.dtype))
+        _launch(rows.view(-1, power), y.view(-1, power), scale, plan or plan_for(power, x.dtype))
     return y.view(x.shape)
 
 
@@ -235,7 +240,7 @@ def _check(x: Tensor, factor: Tensor | None) -> None:
         raise TypeError(f"x was {x.dtype}, may be {' or '.join(map(str, LARGEST))}")
     if x.dim() == 0:
         raise ValueError("x had no axis, may have one or more")
-    check_rows("x", x.view(-1) if x.is_contiguous() else x[..., :1])  # its device: other strides are copied
+    check_rows("x", x.new_empty(0))  # only its device: x may have any strides, and is copied if it must be
     check_size("x", x)
     made = 1
     if factor is not None:

@@ -72,7 +72,9 @@ def _refill(window, have, at, ahead, words, end):
 
 
 @jit
-def _pair(window, have, at, ahead, words, end, table, left, BITS: tl.constexpr, REFILL: tl.constexpr, ALL: tl.constexpr):
+def _pair(
+    window, have, at, ahead, words, end, table, left, BITS: tl.constexpr, REFILL: tl.constexpr, ALL: tl.constexpr
+):
     """Two symbols, as the halves of 32 bits. Not ALL: a lane decodes no more symbols than are ``left`` to it."""
     if REFILL:
         window, have, at, ahead = _refill(window, have, at, ahead, words, end)
@@ -175,7 +177,14 @@ def _decode(
 
 
 def huffman(
-    words: Tensor, starts: Tensor, table: Tensor, raw: Tensor | None = None, *, symbols: int, chunk: int
+    words: Tensor,
+    starts: Tensor,
+    table: Tensor,
+    raw: Tensor | None = None,
+    *,
+    symbols: int,
+    chunk: int,
+    plan: Lanes = LANES,
 ) -> tuple[Tensor, Tensor]:
     r"""The symbols of a Huffman stream, or the bfloat16 weights whose exponents they are.
 
@@ -206,6 +215,7 @@ def huffman(
         raw: the bits of the weights that are not coded, filled up to a multiple of 16.
         symbols: number of symbols, n.
         chunk: symbols of each chunk but the last, a multiple of 16; C is n / chunk, rounded up.
+        plan: warps of a program, to measure them.
 
     Raises:
         TypeError: a dtype is none of the above.
@@ -222,7 +232,7 @@ def huffman(
     damaged = torch.empty(len(starts) - 1, dtype=torch.bool, device=words.device)
     if symbols:
         with torch.cuda.device_of(words):
-            _launch(words, starts, table, raw, out, damaged, symbols, chunk, LANES)
+            _launch(words, starts, table, raw, out, damaged, symbols, chunk, plan)
     return out[:symbols], damaged
 
 

@@ -37,7 +37,7 @@ FLOATS = (torch.float16, torch.bfloat16)
 
 
 class Tile(NamedTuple):
-    """Block sizes: rows of x, rows of W, columns; and how the compiler spreads them.
+    """Block sizes: rows of x, rows of W, columns; and how the compiler spreads them. One row: `_one_row`.
 
     Chapter: none (the kernels chapter is to come)
     """
@@ -112,7 +112,9 @@ def _tile(
         g = block * (BLOCK // 4) + group
         q = block * (BLOCK // 16) + quad
         k = block * BLOCK + column
-        pair = tl.load(values + n[:, None] * GROUPS + g[None, :], mask=n_inside[:, None] & (g < GROUPS)[None, :], other=0)
+        pair = tl.load(
+            values + n[:, None] * GROUPS + g[None, :], mask=n_inside[:, None] & (g < GROUPS)[None, :], other=0
+        )
         p = tl.load(meta + n[:, None] * QUADS + q[None, :], mask=n_inside[:, None] & (q < QUADS)[None, :], other=0)
         xs = tl.load(x + m[None, :] * STRIDE + k[:, None], mask=m_inside[None, :] & (k < K)[:, None], other=0.0)
         p = _positions(p, OUTPUTS, BLOCK // 4)
@@ -129,15 +131,15 @@ def _tile(
     tl.store(y + m[None, :] * N + n[:, None], out, mask=m_inside[None, :] & n_inside[:, None])
 
 
-def tile_for(rows: int) -> Tile:
+def plan_for(rows: int) -> Tile:
     """The tile for ``rows`` rows of x.
 
     Chapter: none (the kernels chapter is to come)
     """
-    return FEW if rows <= FEW.rows else MANY
+    return ONE_ROW if rows == 1 else FEW if rows <= FEW.rows else MANY
 
 
-def sparse_24(x: Tensor, values: Tensor, positions: Tensor) -> Tensor:
+def sparse_24(x: Tensor, values: Tensor, positions: Tensor, *, plan: Tile | None = None) -> Tensor:
     r""":math:`Y = X W^\top` where each four columns of a row of W hold two values, and two zeros that are not stored.
 
     ================  ====================  =============================================================
@@ -162,6 +164,7 @@ def sparse_24(x: Tensor, values: Tensor, positions: Tensor) -> Tensor:
         x: activations.
         values: the kept weights.
         positions: where they stood.
+        plan: block sizes, to measure them; None: what ``plan_for`` chooses.
 
     Raises:
         TypeError: a dtype is none of the above, or ``values`` has another than ``x``.
@@ -177,15 +180,15 @@ def sparse_24(x: Tensor, values: Tensor, positions: Tensor) -> Tensor:
     y = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
     if y.numel() == 0:
         return y
+    plan = plan or plan_for(rows)
     with torch.cuda.device_of(x):
-        if rows == 1:
-            _launch_one_row(x, values, positions, y, ONE_ROW)
+        if plan.rows == 1:
+            _launch_one_row(x, values, positions, y, plan)
             return y
-        tile = tile_for(rows)
-        programs = triton.cdiv(outputs, tile.outputs) * triton.cdiv(rows, tile.rows)
-        blocks = triton.cdiv(columns, tile.columns)
+        programs = triton.cdiv(outputs, plan.outputs) * triton.cdiv(rows, plan.rows)
+        blocks = triton.cdiv(columns, plan.columns)
         splits = splits_by_bytes(programs, rows, outputs, blocks, outputs * columns * 9 // 8)
-        with_splits(lambda out: _launch_tile(x, values, positions, out, tile, splits), y, splits)
+        with_splits(lambda out: _launch_tile(x, values, positions, out, plan, splits), y, splits)
     return y
 
 

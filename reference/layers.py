@@ -7,11 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from reference.codebook_layers import CodebookLinear
 from reference.int8 import Int8Linear
 from reference.quantization.grid import QuantizationSpec
+from reference.sparse_layers import SparseLinear
 from reference.tensors import QuantizedTensor
 
-__all__ = ["Int8Linear", "QuantizedLinear"]
+__all__ = ["CodebookLinear", "Int8Linear", "QuantizedLinear", "SparseLinear"]
 
 #: Up to this many rows the CPU's packed int4 operator beats dequantising (measured, see
 #: benchmarks/packed_linear.py); with 16 rows it is already three times slower.

@@ -8,6 +8,29 @@ from torch import Tensor
 _VALUES_A_NUMBER = 8  # 2-bit positions in an int16
 
 
+def expand(values: Tensor, positions: Tensor) -> Tensor:
+    """The dense weight of a :class:`SparseTensor`'s parts, unchecked.
+
+    Args:
+        values: ``[out, in / 2]``.
+        positions: int16 ``[out, in / 16]``.
+
+    Returns:
+        ``[out, in]``, in the type of the values.
+
+    Chapter: none (the kernels chapter is to come)
+    """
+    rows, columns = values.shape[0], 2 * values.shape[1]
+    dense = values.new_zeros(rows, columns // 4, 4)
+    return dense.scatter(-1, _columns(positions).view(rows, -1, 2), values.view(rows, -1, 2)).view(rows, columns)
+
+
+def _columns(positions: Tensor) -> Tensor:
+    """int64 ``[out, in / 2]``, 0 to 3."""
+    shifts = 2 * torch.arange(_VALUES_A_NUMBER, device=positions.device)
+    return (positions.long().unsqueeze(-1) >> shifts & 3).flatten(1)
+
+
 @dataclass(frozen=True, eq=False)  # comparing tensors field by field has no truth value
 class SparseTensor:
     """A weight of which each four columns keep two, and the others are zero: 2:4 sparsity.
@@ -69,14 +92,9 @@ class SparseTensor:
         if self.positions.dtype != torch.int16 or tuple(self.positions.shape) != expected:
             shape, kind = tuple(self.positions.shape), self.positions.dtype
             raise ValueError(f"positions is {kind} of shape {shape}; values need int16 of {expected}")
-        pairs = self._columns().view(-1, 2)
+        pairs = _columns(self.positions).view(-1, 2)
         if bool((pairs[:, 0] >= pairs[:, 1]).any()):
             raise ValueError("positions of two values of a group do not ascend")
-
-    def _columns(self) -> Tensor:
-        """int64 ``[out, in / 2]``, 0 to 3."""
-        shifts = 2 * torch.arange(_VALUES_A_NUMBER, device=self.positions.device)
-        return (self.positions.long().unsqueeze(-1) >> shifts & 3).view(self.values.shape)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -85,9 +103,7 @@ class SparseTensor:
 
     def to_dense(self) -> Tensor:
         """``[out, in]``, in the type of the values."""
-        rows, columns = self.shape
-        dense = self.values.new_zeros(rows, columns // 4, 4)
-        return dense.scatter(-1, self._columns().view(rows, -1, 2), self.values.view(rows, -1, 2)).view(rows, columns)
+        return expand(self.values, self.positions)
 
     @property
     def nbytes(self) -> int:
@@ -143,10 +159,14 @@ class BlockSparseTensor:
     def __post_init__(self) -> None:
         blocks, crow, column = self.blocks, self.crow.long(), self.column.long()
         if blocks.ndim != 3 or blocks.shape[1] != blocks.shape[2] or not blocks.is_floating_point():
-            raise ValueError(f"blocks is {blocks.dtype} of shape {tuple(blocks.shape)}; it may be square blocks of floats")
+            raise ValueError(
+                f"blocks is {blocks.dtype} of shape {tuple(blocks.shape)}; it may be square blocks of floats"
+            )
         for name in ("crow", "column", "order"):
             if (tensor := getattr(self, name)).dtype != torch.int32 or tensor.ndim != 1:
-                raise ValueError(f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}; it may be int32 of one axis")
+                raise ValueError(
+                    f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}; it may be int32 of one axis"
+                )
         if self.columns % blocks.shape[1]:
             raise ValueError(f"columns is {self.columns}; it may be a multiple of {blocks.shape[1]}, a block's side")
         if not len(crow) or crow[0] != 0 or crow[-1] != len(blocks) or bool((crow.diff() < 0).any()):

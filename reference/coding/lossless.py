@@ -37,9 +37,7 @@ _KINDS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
 _RAW_BYTES = {torch.bfloat16: 1, torch.float16: 1, torch.float32: 3}
 
 
-def encode(
-    tensor: Tensor, *, max_length: int | None = None, chunk: int = 65_536, group: int | None = None
-) -> bytes:
+def encode(tensor: Tensor, *, max_length: int | None = None, chunk: int = 65_536, group: int | None = None) -> bytes:
     """Code a tensor's exponents, keep its other bits.
 
     Args:
