@@ -41,8 +41,8 @@ def _quotient(x, step):
         return tl.div_rn(x, step)
     inverse = tl.div_rn(1.0, step)
     quotient = x * inverse
-    quotient = tl.fma(tl.fma(-quotient, step, x), inverse, quotient)
-    return tl.fma(tl.fma(-quotient, step, x), inverse, quotient)
+    quotient = tl.fma(tl.fma(quotient, -step, x), inverse, quotient)
+    return tl.fma(tl.fma(quotient, -step, x), inverse, quotient)
 
 
 @jit

@@ -168,7 +168,8 @@ def plan_for(rows: int, outputs: int, columns: int, group_size: int, dtype: torc
 
     Chapter: none (the kernels chapter is to come)
     """
-    if dtype != torch.float32 and columns >= BLOCK and (group_size % BLOCK == 0 or group_size == columns):
+    fits = dtype != torch.float32 and columns >= BLOCK and (group_size % BLOCK == 0 or group_size == columns)
+    if fits and torch.version.hip is None:  # the assembly is NVIDIA's
         for most_rows, most_outputs, few in FEW_ROWS:
             if rows <= most_rows and outputs <= most_outputs:
                 return few

@@ -95,7 +95,18 @@ def rounding(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2 + 4e-6
 
 
-def all_cases(quick: bool) -> Iterator[Case]:
-    """Cases of every module of this folder, by name of the module."""
-    for module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
-        yield from importlib.import_module(f"{__name__}.{module}").cases(quick)
+FIRST = ("w4a16", "w8a8", "quantize_activations", "codebook", "huffman")
+SMALL = {"M": 20, "N": 80, "K": 512}
+
+
+def all_cases(quick: bool, kind: str = "", small: bool = False) -> Iterator[Case]:
+    """Cases of the modules of this folder whose names end in ``kind`` ("": neither ``_sweep`` nor ``_steps``).
+
+    ``small``: one case of each kernel and set of options, with sizes that the interpreter can do: modules are asked
+    by ``small_cases()`` where they have it.
+    """
+    names = [module.name for module in pkgutil.iter_modules(__path__)]
+    names = [n for n in names if n.endswith(kind) and (kind or not n.endswith(("_sweep", "_steps")))]
+    for name in sorted(names, key=lambda n: (FIRST.index(n) if n in FIRST else len(FIRST), n)):
+        module = importlib.import_module(f"{__name__}.{name}")
+        yield from module.small_cases() if small else module.cases(quick)

@@ -7,8 +7,8 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from cases import QUICK_SHAPES, SHAPES, Built, Call, Case, peer, rounding
 
+from cases import QUICK_SHAPES, SHAPES, Built, Call, Case, peer, rounding
 from reference.kernels.block_sparse import Tile, block_sparse
 from reference.sparse_tensors import BlockSparseTensor
 

@@ -7,8 +7,8 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from cases import QUICK_SHAPES, SHAPES, SMALL, Built, Call, Case, rounding
 
+from cases import QUICK_SHAPES, SHAPES, SMALL, Built, Call, Case, rounding
 from reference.coding.planes import pack_planes
 from reference.kernels.codebook import Tile, codebook
 

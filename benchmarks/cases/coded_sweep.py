@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cases import QUICK_SHAPES, SHAPES, Case, block_sparse, codebook, hadamard, huffman, sparse_24
-
 from reference.kernels.block_sparse import Tile as BlockTile
 from reference.kernels.codebook import Tile as CodebookTile
 from reference.kernels.hadamard import Plan

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
-from cases import Built, Call, Case, rounding
 
+from cases import Built, Call, Case, rounding
 from reference.kernels.hadamard import Plan, hadamard
 from reference.quantization.hadamard import matrix
 

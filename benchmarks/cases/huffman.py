@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
-from cases import QUICK_SHAPES, SHAPES, Built, Call, Case
 
+from cases import QUICK_SHAPES, SHAPES, Built, Call, Case
 from reference.coding.resident import ResidentTensor
 from reference.kernels.huffman import LANES, Lanes, huffman
 

@@ -7,8 +7,8 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from cases import QUICK_SHAPES, SHAPES, SMALL, Built, Call, Case, peer, rounding
 
+from cases import QUICK_SHAPES, SHAPES, SMALL, Built, Call, Case, peer, rounding
 from reference.kernels.sparse_24 import Tile, sparse_24
 from reference.sparse_tensors import SparseTensor
 
