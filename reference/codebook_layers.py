@@ -1,13 +1,12 @@
 """Layers whose weights share a few values, so that training moves the values."""
 
-import importlib.util
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from reference.coding.planes import pack_planes
 from reference.coding.weight_sharing import CodebookTensor
+from reference.int8 import kernels_serve
 
 
 class SharedWeight(nn.Module):
@@ -95,18 +94,14 @@ class CodebookLinear(nn.Module):
         return self.weight.tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.is_cuda and self._fits_kernel(x):
+        if self._fits_kernel(x):
             return self._forward_kernel(x)
         return functional.linear(x, self.weight(), self.bias)
 
     def _fits_kernel(self, x: Tensor) -> bool:
         differentiate = torch.is_grad_enabled() and (x.requires_grad or self.weight.centroids.requires_grad)
         return (
-            not differentiate
-            and self.weight.bits >= 2
-            and x.dtype == self.weight.centroids.dtype
-            and x.dtype in (torch.float16, torch.bfloat16, torch.float32)
-            and importlib.util.find_spec("triton") is not None
+            not differentiate and self.weight.bits >= 2 and x.dtype == self.weight.centroids.dtype and kernels_serve(x)
         )
 
     def _forward_kernel(self, x: Tensor) -> Tensor:

@@ -239,20 +239,8 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
-<<<<<<< HEAD
-            rows = x.detach().reshape(-1, self.in_features).float()
-            if self.channel_scale is not None:
-                rows = rows / self.channel_scale.float()
-            if self.hadamard:
-                rows = transform(rows)
-            codes, step = quantize_activations(rows, self.activations, self.input_scale)
-            y = self._multiply(codes).mul_(step)
-            if self.bias is not None:
-                y += self.bias.float()
-=======
             rows = x.detach().reshape(-1, self.in_features)
             y = self._by_kernels(rows) if self._fits_kernels(rows) else self._by_torch(rows)
->>>>>>> kernels_a
             y = y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
         return _NoDerivative.apply(x, y) if torch.is_grad_enabled() and x.requires_grad else y
 
@@ -260,6 +248,8 @@ class Int8Linear(nn.Module):
         rows = rows.float()
         if self.channel_scale is not None:
             rows = rows / self.channel_scale.float()
+        if self.hadamard:
+            rows = transform(rows)
         codes, step = quantize_activations(rows, self.activations, self.input_scale)
         y = self._multiply(codes).mul_(step)
         return y if self.bias is None else y.add_(self.bias.float())
@@ -274,12 +264,13 @@ class Int8Linear(nn.Module):
         from reference.kernels.w8a8 import w8a8
 
         spec = self.activations
-        fused = spec.granularity == "per_token" and spec.bits == 8 and self.channel_scale is None
+        fused = spec.granularity == "per_token" and spec.bits == 8 and self.channel_scale is None and not self.hadamard
         if fused and self.in_features <= kernel.MOST_COLUMNS:
             rows = rows if rows.stride(1) == 1 else rows.contiguous()
             codes, step = kernel.quantize_activations(rows, restricted=spec.restricted)
         else:
             values = rows.float() if self.channel_scale is None else rows.float() / self.channel_scale.float()
+            values = transform(values) if self.hadamard else values
             codes, step = quantize_activations(values, spec, self.input_scale)
             step = step.reshape(-1).expand(len(rows)).contiguous()
         scale = self.scale.float().reshape(-1).expand(self.out_features).contiguous()

@@ -1,11 +1,10 @@
 """A layer whose weight keeps two of each four columns."""
 
-import importlib.util
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from reference.int8 import kernels_serve
 from reference.sparse_tensors import SparseTensor, expand
 
 
@@ -62,7 +61,7 @@ class SparseLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         differentiate = torch.is_grad_enabled() and x.requires_grad
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        if x.is_cuda and not differentiate and self._fits_kernel(x):
+        if not differentiate and self._fits_kernel(x):
             from reference.kernels.sparse_24 import sparse_24
 
             y = sparse_24(x.reshape(-1, self.in_features), self.values, self.positions)
@@ -71,11 +70,7 @@ class SparseLinear(nn.Module):
         return functional.linear(x, expand(self.values, self.positions).to(x.dtype), bias)
 
     def _fits_kernel(self, x: Tensor) -> bool:
-        return (
-            x.dtype == self.values.dtype
-            and x.dtype in (torch.float16, torch.bfloat16)
-            and importlib.util.find_spec("triton") is not None
-        )
+        return x.dtype == self.values.dtype and x.dtype != torch.float32 and kernels_serve(x)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, 2:4"
