@@ -9,7 +9,9 @@ from matplotlib.ticker import NullLocator
 MARKERS = ("o", "s", "D", "^", "v")
 
 
-def time_by_rows(rows: Sequence[float], microseconds: Mapping[str, Sequence[float]], *, bends: Sequence[float] = ()) -> Axes:
+def time_by_rows(
+    rows: Sequence[float], microseconds: Mapping[str, Sequence[float]], *, bends: Sequence[float] = ()
+) -> Axes:
     """Time of a layer against rows of activations, both logarithmic, a line a scheme.
 
     Args:
