@@ -1,8 +1,8 @@
 """Time calls honestly: warm, often, with the spread shown, inputs that are not in the cache, rivals in turns.
 
 Compare two times only as a ratio from one run on one machine: `compare` alternates the candidates, so that another job
-on the machine slows all alike. On a GPU, where a launch takes longer than a small kernel, `graph_latencies` replays
-captured calls between two events.
+on the machine slows all alike. On a GPU, where a launch takes longer than a small kernel, `captured` replays calls from a
+graph between two events; its results are called in turns, as `compare` does.
 """
 
 import itertools
@@ -129,48 +129,64 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def graph_latencies(
-    functions: Mapping[str, Callable[[int], object]], *, copies: int, replays: int = 30, warmup: int = 3
-) -> dict[str, Latency]:
-    """Time small CUDA kernels in turns: ``copies`` calls of each are captured in a graph, and graphs are replayed.
+def captured(call: Callable[[int], object], copies: int) -> Callable[[], float]:
+    """Capture ``call(0) … call(copies - 1)`` in a CUDA graph; the result replays it and gives seconds per call.
 
-    A replay has no launch cost between its calls, and events on the device time it. Call ``i`` is given ``i``, so
-    that it can use its own copy of the weight; ``copies`` times the bytes of one call should be at least four times
-    the device's last cache.
+    A replay has no launch cost between its calls, and events on the device time it. Each call should use its own copy
+    of the weight, and ``copies`` times its bytes should be at least four times the device's last cache.
 
     Args:
-        functions: name → call of an index below ``copies``; a call may allocate, and must not copy to the host.
-        copies: calls in a graph.
-        replays: timed replays of each graph, 4 or more.
-        warmup: untimed replays of each before.
-
-    Returns:
-        name → seconds of one call.
+        call: of an index below ``copies``; it may allocate, and must not wait for the device.
+        copies: calls in the graph.
 
     Raises:
         RuntimeError: there is no CUDA device.
 
     Chapter: advanced/kernels
     """
+    _require_cuda("captured")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # compiles and tunes outside the capture
+        for i in range(min(2, copies)):
+            call(i)
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for i in range(copies):
+            call(i)
+    return lambda: _between_events(graph.replay) / copies
+
+
+def launched(call: Callable[[int], object], copies: int) -> Callable[[], float]:
+    """The same without a graph, for calls that wait for the device: seconds per call, launches included.
+
+    Raises:
+        RuntimeError: there is no CUDA device.
+
+    Chapter: advanced/kernels
+    """
+    _require_cuda("launched")
+    call(0)
+    torch.cuda.synchronize()
+
+    def all_of_them() -> None:
+        for i in range(copies):
+            call(i)
+
+    return lambda: _between_events(all_of_them) / copies
+
+
+def _require_cuda(name: str) -> None:
     if not torch.cuda.is_available():
-        raise RuntimeError("graph_latencies times CUDA kernels; torch.cuda.is_available() is False")
-    graphs = {}
-    for name, function in functions.items():
-        for i in range(min(copies, 2)):  # compiles and tunes outside the capture
-            function(i)
-        torch.cuda.synchronize()
-        graphs[name] = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graphs[name]):
-            for i in range(copies):
-                function(i)
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for turn in range(warmup + replays):
-        for name, graph in graphs.items():
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            if turn >= warmup:
-                times[name].append(start.elapsed_time(end) / 1000 / copies)
-    return {name: summary(values) for name, values in times.items()}
+        raise RuntimeError(f"{name} times CUDA kernels; torch.cuda.is_available() is False")
+
+
+def _between_events(work: Callable[[], object]) -> float:
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    work()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000

@@ -1,12 +1,13 @@
 """Timing: order, turns, inputs, threads; and the CUDA path against a device made of counters."""
 
 import time
+from contextlib import contextmanager
 
 import pytest
 import torch
 
 from reference.hardware import latency as module
-from reference.hardware.latency import compare, graph_latencies, latency, rotated, summary, threads
+from reference.hardware.latency import captured, compare, latency, launched, rotated, summary, threads
 
 
 def test_latency_is_ordered_and_about_what_was_slept() -> None:
@@ -87,16 +88,17 @@ def test_threads_are_put_back() -> None:
     assert torch.get_num_threads() == before
 
 
-def test_graphs_need_a_gpu() -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU; the next test and benchmarks/kernels.py use it")
-    with pytest.raises(RuntimeError, match="torch.cuda.is_available\\(\\) is False"):
-        graph_latencies({"a": lambda i: i}, copies=2)
+@pytest.mark.parametrize("timer", [captured, launched])
+def test_device_timers_need_a_gpu(monkeypatch, timer) -> None:
+    monkeypatch.setattr(module.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match=f"{timer.__name__} times CUDA kernels"):
+        timer(lambda i: i, 2)
 
 
-def test_graphs_are_replayed_in_turns_and_times_are_per_call(monkeypatch) -> None:
-    """A stand-in for the device: events read a clock in milliseconds that replays advance."""
-    clock, log = [0.0], []
+def test_device_times_are_per_call(monkeypatch) -> None:
+    """A stand-in for the device: events read a clock in milliseconds, which calls and replays advance."""
+    clock = [0.0]
+    seen: list[tuple[str, int]] = []
 
     class Event:
         def __init__(self, enable_timing):
@@ -111,40 +113,45 @@ def test_graphs_are_replayed_in_turns_and_times_are_per_call(monkeypatch) -> Non
         def elapsed_time(self, end):
             return end.at - self.at
 
+    class Stream:
+        def wait_stream(self, other):
+            pass
+
     class Graph:
+        recording = None
+
         def __init__(self):
             self.calls = []
 
         def replay(self):
-            log.append(self.calls[0][0])
-            clock[0] += sum(cost for _, _, cost in self.calls)
+            clock[0] += 2.0 * len(self.calls)
 
-    class Capture:
-        current = None
+    @contextmanager
+    def graph(target):
+        Graph.recording = target
+        yield
+        Graph.recording = None
 
-        def __init__(self, graph):
-            self.graph = graph
+    @contextmanager
+    def stream(_):
+        yield
 
-        def __enter__(self):
-            Capture.current = self.graph
+    fakes = {"is_available": lambda: True, "synchronize": lambda: None, "Event": Event, "CUDAGraph": Graph}
+    fakes |= {"graph": graph, "stream": stream, "Stream": Stream, "current_stream": Stream}
+    for name, value in fakes.items():
+        monkeypatch.setattr(module.torch.cuda, name, value)
 
-        def __exit__(self, *_):
-            Capture.current = None
+    def kernel(i: int) -> None:
+        if Graph.recording is not None:
+            Graph.recording.calls.append(i)
+            seen.append(("captured", i))
+        else:
+            clock[0] += 3.0
+            seen.append(("run", i))
 
-    cuda = module.torch.cuda
-    for name, value in {"is_available": lambda: True, "synchronize": lambda: None, "Event": Event}.items():
-        monkeypatch.setattr(cuda, name, value)
-    monkeypatch.setattr(cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(cuda, "graph", Capture)
-
-    def kernel(name: str, milliseconds: float):
-        def call(i: int) -> None:
-            if Capture.current is not None:
-                Capture.current.calls.append((name, i, milliseconds))
-
-        return call
-
-    found = graph_latencies({"a": kernel("a", 2.0), "b": kernel("b", 6.0)}, copies=5, replays=4, warmup=1)
-    assert log == ["a", "b"] * 5
-    assert found["a"].median == pytest.approx(0.002)
-    assert found["b"].best == pytest.approx(0.006)
+    once = captured(kernel, 4)
+    assert seen == [("run", 0), ("run", 1), *(("captured", i) for i in range(4))]
+    assert [once(), once()] == pytest.approx([0.002, 0.002])
+    again = launched(kernel, 5)
+    assert again() == pytest.approx(0.003)
+    assert [i for kind, i in seen[6:]] == [0, 0, 1, 2, 3, 4]
