@@ -39,10 +39,10 @@ PARTS = {
 SHORTEST, LONGEST, SHINGLE = 25, 100, 8  # words
 SHARES = {"test": 0.2, "validation": 0.12}
 # Directives whose indented text is prose. That of the others (code, tables, notes on versions, …) is left out.
-PROSE = set(
-    """function method class attribute data exception classmethod staticmethod decorator module object describe
-    coroutinefunction coroutinemethod awaitablefunction awaitablemethod decoratormethod abstractmethod property
-    note warning important tip caution cmdoption option envvar opcode c:function c:type c:macro c:var c:member""".split()
+PROSE = re.compile(
+    "function|method|class|attribute|data|exception|classmethod|staticmethod|decorator|module|object|describe"
+    "|coroutine(?:function|method)|awaitable(?:function|method)|decoratormethod|abstractmethod|property"
+    "|note|warning|important|tip|caution|cmdoption|option|envvar|opcode|c:(?:function|type|macro|var|member)"
 )
 ROLE = re.compile(r":[\w:+-]+:`([^`]*)`")
 WORD = re.compile(r"[A-Za-z][a-z']+")
@@ -95,7 +95,7 @@ def paragraphs(source: str) -> Iterator[str]:
             if current:
                 yield plain(" ".join(current))
             current = []
-            if comment or field or (directive and directive[1] not in PROSE):
+            if comment or field or (directive and not PROSE.fullmatch(directive[1])):
                 skipped = indentation
         elif re.fullmatch(r"([^\w\s])\1{2,}", text) or re.fullmatch(r"[=+|].*[=+|]", text):
             current = []  # what stood above an underline was a heading; other lines are rules and tables
