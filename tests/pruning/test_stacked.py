@@ -156,3 +156,30 @@ def test_wrong_settings_are_refused() -> None:
     del state["encoder.layer.1.output.dense.bias"]
     with pytest.raises(ValueError, match="state lacks 1 tensors, the first 'encoder.layer.1.output.dense.bias'"):
         StackedEncoder(state, [0], classes=2, heads=2)
+
+
+def test_half_precision_changes_products_but_not_parameters() -> None:
+    state = classifier().encoder.state_dict()
+    model = StackedEncoder(state, [0], classes=CLASSES, heads=2, dropout=0.0, dtype=torch.bfloat16)
+    ids, real, labels = (x.unsqueeze(0) for x in batch(0))
+    exact, rounded = stack([0])(ids, real), model(ids, real)
+    assert rounded.dtype == torch.float32
+    assert 0 < (exact - rounded).abs().max() < 0.05 * exact.abs().max() + 0.01
+    trainer = PrunedStack(model, "movement", [Run(Schedule(8, 0.3, cooldown=2), 1e-3, 1e-2)], refresh=2)
+    losses = [float(trainer.step(step, ids, real, labels)) for step in range(8)]
+    assert losses[-1] < losses[0]
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert abs(float(density(trainer.final_weights())) - 0.3) < 0.01
+
+
+def test_masks_are_renewed_only_when_due() -> None:
+    schedule = Schedule(20, 0.2, warmup=2, cooldown=5)
+    trainer = PrunedStack(stack([0]), "magnitude", [Run(schedule, 1e-3)], refresh=6)
+    seen = []
+    for step in range(20):
+        trainer.set(step)
+        seen.append(float(trainer.keep["up"].double().mean()))
+    changes = [step for step in range(1, 20) if seen[step] != seen[step - 1]]
+    assert changes == [6, 12, 16]  # the last is the first step at the final density
+    n = trainer.keep["up"][0, 0].numel()
+    assert seen[-1] == int(0.2 * n) / n
