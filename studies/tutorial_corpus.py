@@ -49,8 +49,8 @@ def code_files(stdlib: Path) -> dict[str, str]:
     return files
 
 
-def documentation_files(package: Path | None) -> dict[str, str]:
-    """Relative path → reStructuredText of Debian's ``python3.11-doc``."""
+def documentation_files(package: Path | None, smallest: int = 401) -> dict[str, str]:
+    """Relative path → reStructuredText of Debian's ``python3.11-doc``, files of ``smallest`` bytes or more."""
     with tempfile.TemporaryDirectory() as folder:
         if package is None:
             subprocess.run(["apt-get", "download", "python3.11-doc"], cwd=folder, check=True)
@@ -60,7 +60,7 @@ def documentation_files(package: Path | None) -> dict[str, str]:
         return {
             path.relative_to(root).as_posix(): path.read_text(encoding="utf-8")
             for path in sorted(root.rglob("*.txt"))
-            if path.stat().st_size > 400
+            if path.stat().st_size >= smallest
         }
 
 

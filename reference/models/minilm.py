@@ -9,7 +9,7 @@ import importlib.util
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoTokenizer, BertModel, PreTrainedTokenizerBase
 
@@ -79,3 +79,35 @@ def embed(model: BertModel, token_ids: Tensor, attention_mask: Tensor) -> Tensor
     hidden = model(input_ids=token_ids, attention_mask=attention_mask).last_hidden_state
     mask = attention_mask.unsqueeze(-1).to(hidden)
     return functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+
+
+class Classifier(nn.Module):
+    """An encoder, the mean of its last hidden states over real tokens, and a linear head; embeddings stay as they are.
+
+    Args:
+        encoder: its pooler, if it has one, is taken off; its embeddings are frozen.
+        classes: outputs.
+        seed: of the head's weights, normal with standard deviation 0.02; its bias starts at 0.
+
+    Chapter: none (model)
+    """
+
+    def __init__(self, encoder: BertModel, classes: int, seed: int = 0) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.encoder.pooler = None
+        for parameter in self.encoder.embeddings.parameters():
+            parameter.requires_grad_(False)
+        self.head = nn.Linear(encoder.config.hidden_size, classes)
+        nn.init.normal_(self.head.weight, std=0.02, generator=torch.Generator().manual_seed(seed))
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, token_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits ``[texts, classes]`` of token ids and a mask of their shape, 1 for tokens and 0 for padding."""
+        hidden = self.encoder(input_ids=token_ids, attention_mask=attention_mask).last_hidden_state
+        mask = attention_mask.unsqueeze(-1).to(hidden)
+        return self.head((hidden * mask).sum(1) / mask.sum(1))
+
+    def prunable(self) -> list[str]:
+        """Names of the encoder's linear layers, which alone are pruned and counted: no embedding, no head."""
+        return [name for name, layer in self.encoder.named_modules(prefix="encoder") if isinstance(layer, nn.Linear)]

@@ -47,3 +47,21 @@ def test_it_is_a_model_by_name_and_its_absence_is_explained(monkeypatch: pytest.
 
 def unreachable(*_: object, **__: object) -> None:
     raise OSError("no network")
+
+
+def test_a_classifier_freezes_embeddings_and_prunes_the_encoders_linear_layers() -> None:
+    model = minilm.Classifier(minilm.load(), classes=4, seed=1)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert not any("embeddings" in name or "pooler" in name for name in trained)
+    assert {"head.weight", "encoder.encoder.layer.5.output.dense.weight"} <= trained
+    names = model.prunable()
+    assert len(names) == 36  # six layers of query, key, value, output and the two of the feed-forward network
+    assert sum(model.get_submodule(name).weight.numel() for name in names) == 6 * (4 * 384**2 + 2 * 384 * 1536)
+    encoded = minilm.tokenizer()(SENTENCES, padding=True, return_tensors="pt")
+    ids, mask = encoded["input_ids"], encoded["attention_mask"]
+    logits = model.eval()(ids, mask)
+    assert logits.shape == (3, 4)
+    # Padding changes nothing, and a second head of the same seed is the same.
+    alone = model(ids[:1, : int(mask[0].sum())], mask[:1, : int(mask[0].sum())])
+    torch.testing.assert_close(alone, logits[:1], rtol=1e-4, atol=1e-5)
+    assert torch.equal(minilm.Classifier(minilm.load(), classes=4, seed=1).head.weight, model.head.weight)
