@@ -253,8 +253,7 @@ def bits_per_weight(model: nn.Module) -> float:
         elif isinstance(base, nn.Linear):
             stored += 2 * base.weight.numel()
         else:
-            found = base.tensor
-            stored += (found if isinstance(found, QuantizedTensor) else base.converted().tensor).nbytes
+            stored += (base if isinstance(base, QuantizedLinear) else base.converted()).tensor.nbytes
         stored += layer.nbytes if isinstance(layer, low_cost.LowRankLinear) else 0
     return 8 * stored / weights
 

@@ -46,7 +46,7 @@ def fold_batch_norm(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     folded = nn.Conv2d(
         convolution.in_channels, convolution.out_channels, convolution.kernel_size,  # type: ignore[arg-type]
         convolution.stride, convolution.padding, convolution.dilation, convolution.groups,  # type: ignore[arg-type]
-        bias=True, padding_mode=convolution.padding_mode, device=gain.device,
+        bias=True, padding_mode=convolution.padding_mode, device=gain.device, dtype=convolution.weight.dtype,
     )  # fmt: skip
     folded.weight.copy_(convolution.weight * gain[:, None, None, None])
     folded.bias.copy_(shift)  # type: ignore[union-attr]
