@@ -44,7 +44,7 @@ from reference.quantization import low_cost
 from reference.quantization.activations import ActivationSpec
 from reference.quantization.grid import QuantizationSpec
 from reference.quantization.recovery import objective, parameter_groups
-from reference.quantization.trained import TrainedLinear, convert, prepare, solved
+from reference.quantization.trained import DEPTH, TrainedLinear, convert, prepare, solved
 from reference.tensors import QuantizedTensor
 from reference.terminal import ProgressBar
 from reference.training import my_rows, random_windows, train
@@ -75,6 +75,7 @@ class Run:
     mask: str = "unrounded"
     scaled: bool = True
     rest: bool = True
+    depth: float = DEPTH
     seed: int = 0
     rate: float | None = None
     step_rate: float | None = None
@@ -93,6 +94,11 @@ class Run:
 
 #: Peak rates of AdamW by bits or recipe, chosen on calibration text (``--smoke``).
 RATES: dict = {4: 3e-4, 3: 5e-4, 2: 1e-3, "steps": 1e-3, "low_rank": 2e-3, "rest": 3e-4}
+
+
+def use_rates(options: argparse.Namespace) -> None:
+    """Put those of the command line in place of the defaults; each process has its own."""
+    RATES.update({int(key) if key.isdigit() else key: rate for key, rate in options.rates.items()})
 
 
 def runs() -> list[Run]:
@@ -132,16 +138,17 @@ def runs() -> list[Run]:
 
 
 def smoke_runs() -> list[tuple[Run, int]]:
-    """Every method for a few steps, then rates for more: each with the steps that it takes."""
+    """Rates for some steps, then every method for a few: each with the steps that it takes."""
     main = Run("2_bits_g128")
     sweep = [replace(main, name=f"rate_{bits}_{rate}", bits=bits, rate=rate)
              for bits, rates in ((2, (5e-4, 1e-3, 2e-3, 4e-3)), (3, (3e-4, 1e-3)), (4, (1e-4, 3e-4, 1e-3)))
              for rate in rates]  # fmt: skip
     sweep += [replace(main, name=f"step_rate_{rate}", step_rate=rate) for rate in (3e-4, 3e-3)]
+    sweep += [replace(main, name=f"depth_{depth}", depth=depth) for depth in (0.0, 0.25)]
     sweep += [replace(main, name=f"scales_{rate}", recipe="scales", step_rate=rate) for rate in (1e-3, 4e-3)]
     sweep += [replace(main, name=f"low_rank_{rate}", recipe="low_rank", rate=rate) for rate in (1e-3, 4e-3)]
     tried = [run for run in runs() if run.seed == 0 and run.recipe != "none"]
-    return [*((run, 200) for run in sweep), *((replace(run, name=f"try_{run.name}"), 4) for run in tried)]
+    return [*((run, 120) for run in sweep), *((replace(run, name=f"try_{run.name}"), 4) for run in tried)]
 
 
 # ---- data
@@ -216,7 +223,7 @@ def student(run: Run, folder: Path) -> nn.Module:
     if run.recipe == "nf4":
         return low_cost.add_low_rank(tutorial.load(), RANK, base=lambda _, linear: low_cost.NF4Linear(linear.weight))
     activations = ActivationSpec(bits=run.activation_bits, restricted=True) if run.activation_bits else None
-    options = {"activations": activations, "scaled": run.scaled, "mask": run.mask}
+    options = {"activations": activations, "scaled": run.scaled, "mask": run.mask, "depth": run.depth}
     if run.start == "lsq":
         return prepare(tutorial.load(), run.spec, start="lsq", **options)  # type: ignore[arg-type]
     model = quantized(run, folder)
@@ -305,7 +312,7 @@ def execute(run: Run, options: argparse.Namespace, accelerator: Accelerator, ste
         else:  # whole windows
             tokens = list(generated(options, teacher).numpy())
             share = [1 / len(tokens)] * len(tokens)
-        rate, step_rate, rest_rate = run.rates
+        rate, step_rate, rest_rate = result["rates"] = run.rates
         optimizer = torch.optim.AdamW(
             parameter_groups(model, rate, step_rate=step_rate, rest_rate=rest_rate), betas=(0.9, 0.95),
             fused=accelerator.device.type == "cuda",
@@ -368,6 +375,7 @@ def generated(options: argparse.Namespace, teacher: nn.Module) -> Tensor:
 
 def worker(options: argparse.Namespace, todo: list[tuple[Run, int]], counter: object, begun: float) -> None:
     """Take runs from the list until it is empty or there is no time for another."""
+    use_rates(options)
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=options.device == "cpu")
     longest = 0.0
@@ -401,7 +409,8 @@ def device_name() -> str:
 
 def collect(options: argparse.Namespace) -> None:
     """One file of everything that has a result."""
-    found = {run.name: options.results / f"{run.name}.json" for run in runs()}
+    listed = [run for run, _ in smoke_runs()] if options.smoke else runs()
+    found = {run.name: options.results / f"{run.name}.json" for run in listed}
     values = {name: _rounded(json.loads(path.read_text())) for name, path in found.items() if path.is_file()}
     exact = _rounded(json.loads((options.results / "float").read_text()))
     record = {
@@ -446,8 +455,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--generated", type=int, default=GENERATED, help="windows that the model writes")
     parser.add_argument("--full", dest="half", action="store_false", help="float32 in place of bfloat16 autocast")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu"))
-    parser.add_argument("--collect", type=Path, help="write the recorded file from the results")
+    parser.add_argument("--collect", type=Path, help="write the recorded file from the results, at the end")
+    parser.add_argument(
+        "--rates", type=json.loads, default={}, help='other peak rates, as \'{"2": 1e-3, "steps": 1e-3}\''
+    )
     options = parser.parse_args()
+    use_rates(options)
     if options.smoke:
         options.judge, options.evaluated, options.generated = "calibration", 16384, 256
     return options
@@ -466,7 +479,7 @@ def main() -> None:
         if accelerator.is_main_process:
             atomic_write(options.results / f"{run.name}.json", json.dumps(result).encode())
         accelerator.end_training()
-    elif not options.collect:
+    elif options.payload:
         many(options)
     if options.collect:
         collect(options)

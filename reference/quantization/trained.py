@@ -29,6 +29,8 @@ from reference.quantization.quantization_aware import (
 from reference.tensors import QuantizedTensor, storage_dtype
 
 STARTS = ("round_to_nearest", "lsq")
+#: Steps from the edge of its cell at which a weight starts that a solver has moved there.
+DEPTH = 0.25
 
 
 @runtime_checkable
@@ -60,6 +62,7 @@ class TrainedLinear(nn.Module):
         input_scale: ``[1]``, first step of static activations.
         scaled: whether LSQ's gradient factor is applied to steps and zero points.
         mask: see :func:`reference.quantization.quantization_aware.fake_quantize`.
+        depth: how far from the edges of their cells weights start, see :func:`into_cells`.
 
     Raises:
         ValueError: shapes differ, groups are not consecutive, or activations lack their step.
@@ -78,6 +81,7 @@ class TrainedLinear(nn.Module):
         input_scale: Tensor | None = None,
         scaled: bool = True,
         mask: str = "unrounded",
+        depth: float = DEPTH,
     ) -> None:
         super().__init__()
         weight = linear.weight.detach().float()
@@ -93,7 +97,7 @@ class TrainedLinear(nn.Module):
         self.out_features, self.in_features = start.shape
         self.spec, self.activations, self.mask = start.spec, activations, mask
         self.scale_dtype = start.scale.dtype
-        self.weight = nn.Parameter(into_cells(weight, start))
+        self.weight = nn.Parameter(into_cells(weight, start, depth))
         self.log_step = nn.Parameter(start.scale.float().log())
         self.zero_point = None if self.spec.symmetric else nn.Parameter(start.zero_point.float())
         self.log_input_step = nn.Parameter(input_scale.detach().float().log()) if input_scale is not None else None
@@ -161,29 +165,37 @@ class TrainedLinear(nn.Module):
         return f"{self.in_features}, {self.out_features}, bits={self.spec.bits}, {kind}, trained"
 
 
-def into_cells(weight: Tensor, start: QuantizedTensor) -> Tensor:
-    """The weights nearest to ``weight`` that round to the codes of ``start``.
+def into_cells(weight: Tensor, start: QuantizedTensor, depth: float = DEPTH) -> Tensor:
+    """The weights nearest to ``weight`` that round to the codes of ``start``, at some distance from an edge.
 
-    A solver such as GPTQ gives many a weight another code than the nearest. Starting from its rounded
-    weights forgets the float ones; this keeps both, each weight moved no further than into its cell.
+    A solver such as GPTQ gives many a weight another code than the nearest. Its rounded weights forget the
+    float ones; the float ones lie in other cells. In between: a weight in another cell is moved into that of
+    its code, ``depth`` steps from the edge. At a depth of 0 it lies on the edge, where the sign of the first
+    update decides which code it gets, and what the solver found is lost.
 
     Args:
         weight: float32 ``[out, in]``.
         start: codes and grid.
+        depth: in steps, from 0 to 0.5, the centre of the cell.
 
     Returns:
         Float32 ``[out, in]``; weights that round to their code already stay as they are.
 
+    Raises:
+        ValueError: ``depth`` out of range.
+
     Chapter: quantization/quantization_aware
     """
+    if not 0 <= depth <= 0.5:
+        raise ValueError(f"depth is {depth}; it may be 0 to 0.5")
     spec, levels = start.spec, start.spec.levels
     codes = grid.split_groups(start.codes, spec).float()
     scale, zero = start.scale.float().unsqueeze(-1), start.zero_point.float().unsqueeze(-1)
-    # A thousandth of a step inside, so that no rounding of the division decides. The outer cells have no end.
-    low = torch.where(codes == 0, -torch.inf, codes - zero - 0.499)
-    high = torch.where(codes == levels, torch.inf, codes - zero + 0.499)
+    # A thousandth of a step inside at least, so that no rounding of the division decides.
+    reach = 0.5 - max(depth, 1e-3)
     groups = grid.split_groups(weight, spec)
     v = groups / scale
+    low, high = codes - zero - reach, codes - zero + reach
     inside = (torch.round(v) + zero).clamp(0, levels) == codes
     return torch.where(inside, groups, v.clamp(low, high) * scale).reshape(weight.shape)
 
@@ -225,6 +237,7 @@ def prepare(
     absmax: Mapping[str, Tensor] | None = None,
     scaled: bool = True,
     mask: str = "unrounded",
+    depth: float = DEPTH,
 ) -> nn.Module:
     """Replace the linear layers of the blocks by :class:`TrainedLinear`, in place.
 
@@ -234,7 +247,7 @@ def prepare(
         start: one of :data:`STARTS`, or what a solver found, by layer (:func:`solved`).
         activations: how inputs are quantised; None for weights only.
         absmax: largest absolute input of each layer, ``[1]``, which static activations start from.
-        scaled, mask: see :class:`TrainedLinear`.
+        scaled, mask, depth: see :class:`TrainedLinear`.
 
     Returns:
         ``model``.
@@ -258,7 +271,7 @@ def prepare(
             raise ValueError(f"{name}: static activations need absmax, the largest input that calibration saw")
         scale = scale_of(absmax[name].reshape(1), activations) if static and absmax and activations else None
         layers[name] = TrainedLinear(
-            linear, found, activations=activations, input_scale=scale, scaled=scaled, mask=mask
+            linear, found, activations=activations, input_scale=scale, scaled=scaled, mask=mask, depth=depth
         )
     if not layers:
         raise ValueError("spec leaves no float linear layer to train; is the model quantised already?")

@@ -145,6 +145,19 @@ def test_weights_in_their_cells_stay() -> None:
     assert torch.equal(into_cells(weight, start), weight)
 
 
+@pytest.mark.parametrize("depth", [0.0, 0.2, 0.5])
+def test_weights_moved_into_another_cell_lie_that_deep(depth: float) -> None:
+    weight = torch.randn(8, 32)
+    start, other = (quantize_layer(w, QuantizationSpec(4, symmetric=True)) for w in (weight, weight.roll(1, 0)))
+    target = QuantizedTensor.from_codes(other.codes, start.scale, start.zero_point, start.spec)
+    found = into_cells(weight, target, depth) / start.scale.float()
+    codes = other.codes.float() - 8
+    moved = other.codes != start.codes
+    assert moved.any()
+    assert torch.allclose((found - codes).abs()[moved], torch.tensor(0.5 - max(depth, 1e-3)), atol=1e-4)
+    assert torch.equal(found.round().clamp(-8, 7), codes)
+
+
 def test_lsq_start_has_the_papers_step() -> None:
     weight = torch.randn(8, 32)
     spec = SPECS["symmetric groups"]
@@ -156,6 +169,8 @@ def test_lsq_start_has_the_papers_step() -> None:
 def test_wrong_arguments_are_named() -> None:
     weight, linear = torch.randn(8, 32), nn.Linear(32, 8)
     affine = quantize_layer(weight, SPECS["affine groups"])
+    with pytest.raises(ValueError, match="depth is 0.6; it may be 0 to 0.5"):
+        into_cells(weight, affine, 0.6)
     with pytest.raises(ValueError, match="start is 'best'"):
         first_grid(weight, SPECS["channels"], "best")
     with pytest.raises(ValueError, match="start 'lsq' is for symmetric grids"):
