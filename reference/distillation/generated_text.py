@@ -35,7 +35,7 @@ def generate_windows(
     Raises:
         ValueError: ``count`` or ``length`` below 1, or no greedy length.
 
-    Source: Liu et al. 2024 (LLM-QAT), section 2.1, and the authors' ``generate_data.py``.
+    Source: Liu et al. 2024 (LLM-QAT), and the authors' ``generate_data.py``.
 
     Chapter: quantization/quantization_aware
     """

@@ -36,7 +36,7 @@ class ScalesLinear(nn.Module):
     Raises:
         ValueError: groups are not consecutive.
 
-    Source: Kim et al. 2023 (PEQA), equation 3.
+    Source: Kim et al. 2023 (PEQA).
 
     Chapter: quantization/quantization_aware
     """

@@ -29,7 +29,7 @@ def straight_through(value: Tensor, x: Tensor) -> Tensor:
         value: what is computed with; no gradient flows into it.
         x: finite, of the same shape; it gets the whole gradient.
 
-    Source: Bengio et al. 2013, section 4.
+    Source: Bengio et al. 2013.
 
     Chapter: quantization/quantization_aware
     """

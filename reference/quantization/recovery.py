@@ -66,7 +66,7 @@ def objective(model: nn.Module, kind: str, teacher: nn.Module | None = None) -> 
     Raises:
         ValueError: no such kind, or no teacher.
 
-    Source: Liu et al. 2024 (LLM-QAT), equation 1.
+    Source: Liu et al. 2024 (LLM-QAT).
 
     Chapter: quantization/quantization_aware
     """
