@@ -55,7 +55,7 @@ CALIBRATION = 32  # sequences of a domain
 EXPORTED = (3_600_000, 2_400_000)  # tokens of each domain
 GENERATED = 4096  # windows
 RANK = 8
-ALL_METHODS = ("round_to_nearest", "gptq", "awq", "awq+gptq", "smoothquant+gptq")
+METHODS = ("round_to_nearest", "gptq", "awq+gptq", "smoothquant+gptq")
 
 
 @dataclass(frozen=True)
@@ -105,21 +105,37 @@ def runs() -> list[Run]:
     """Most important first."""
     main = Run("2_bits_g128")
     g64 = replace(main, name="2_bits_g64", group=64)
+    affine = replace(g64, name="2_bits_g64_affine", symmetric=False)
+    grids = {
+        "4_bits_g128": (4, 128, True),
+        "3_bits_g128": (3, 128, True),
+        "2_bits_g128": (2, 128, True),
+        "2_bits_g64": (2, 64, True),
+        "2_bits_g128_affine": (2, 128, False),
+        "2_bits_g64_affine": (2, 64, False),
+    }
+    solvers = [
+        replace(
+            main, name=f"none_{name}_{method}", bits=bits, group=group, symmetric=symmetric, recipe="none", start=method
+        )
+        for name, (bits, group, symmetric) in grids.items()
+        for method in METHODS
+    ]
     return [
-        g64, main, replace(main, name="3_bits_g128", bits=3), replace(main, name="4_bits_g128", bits=4),
+        g64, main, affine, replace(main, name="3_bits_g128", bits=3), replace(main, name="4_bits_g128", bits=4),
+        replace(main, name="2_bits_g128_affine", symmetric=False),
         replace(main, name="2_bits_g128_cross_entropy", loss="cross_entropy"),
         replace(main, name="2_bits_g128_generated_text", text="generated"),
         replace(main, name="2_bits_g128_fixed_steps", recipe="fixed"),
         replace(main, name="2_bits_g128_scales_only", recipe="scales"),
         replace(main, name="2_bits_g128_low_rank", recipe="low_rank"),
         replace(main, name="2_bits_g128_start_round_to_nearest", start="round_to_nearest"),
-        replace(main, name="2_bits_g128_start_awq+gptq", start="awq+gptq"),
         replace(main, name="float_continued", recipe="float", loss="cross_entropy", bits=4),
         replace(main, name="2_bits_g128_rest_frozen", rest=False),
-        replace(g64, name="2_bits_g64_affine", symmetric=False),
-        *(replace(run, name=f"{run.name}_seed_{seed}", seed=seed) for seed in (1, 2) for run in (g64, main)),
-        *(replace(main, name=f"none_{bits}_bits_g{group}_{method}", bits=bits, group=group, recipe="none", start=method)
-          for bits, group in ((2, 64), (2, 128), (3, 128), (4, 128)) for method in ALL_METHODS),
+        *(replace(run, name=f"{run.name}_seed_{seed}", seed=seed) for seed in (1, 2) for run in (affine, main, g64)),
+        *solvers,
+        replace(main, name="2_bits_g128_start_on_edges", depth=0.0),
+        replace(main, name="2_bits_g128_start_awq+gptq", start="awq+gptq"),
         replace(main, name="2_bits_g128_start_lsq", start="lsq"),
         replace(main, name="w4a4_g128", bits=4, activation_bits=4),
         replace(main, name="w4a8_g128", bits=4, activation_bits=8),
@@ -127,13 +143,13 @@ def runs() -> list[Run]:
         replace(main, name="nf4_low_rank", bits=4, recipe="nf4"),
         replace(main, name="2_bits_g128_rounded_mask", mask="rounded"),
         replace(main, name="2_bits_g128_unscaled", scaled=False),
-        replace(g64, name="2_bits_g64_generated_text", text="generated"),
-        replace(g64, name="2_bits_g64_cross_entropy", loss="cross_entropy"),
-        replace(main, name="3_bits_g128_cross_entropy", bits=3, loss="cross_entropy"),
-        replace(main, name="4_bits_g128_cross_entropy", bits=4, loss="cross_entropy"),
         *(replace(main, name=f"2_bits_g128_{what}_seed_{seed}", seed=seed, **{key: value})
           for seed in (1, 2)
           for what, key, value in (("cross_entropy", "loss", "cross_entropy"), ("generated_text", "text", "generated"))),
+        replace(main, name="3_bits_g128_cross_entropy", bits=3, loss="cross_entropy"),
+        replace(main, name="4_bits_g128_cross_entropy", bits=4, loss="cross_entropy"),
+        replace(affine, name="2_bits_g64_affine_generated_text", text="generated"),
+        replace(affine, name="2_bits_g64_affine_cross_entropy", loss="cross_entropy"),
     ]  # fmt: skip
 
 
@@ -255,12 +271,11 @@ def bits_per_weight(model: nn.Module) -> float:
     for _, layer in block_linears(model):
         weights += layer.in_features * layer.out_features
         base = layer.base if isinstance(layer, low_cost.LowRankLinear) else layer
-        if isinstance(base, low_cost.NF4Linear):
-            stored += base.packed.nbytes + base.absmax.nbytes
-        elif isinstance(base, nn.Linear):
+        if isinstance(base, nn.Linear):
             stored += 2 * base.weight.numel()
         else:
-            stored += (base if isinstance(base, QuantizedLinear) else base.converted()).tensor.nbytes
+            packed = isinstance(base, QuantizedLinear | low_cost.NF4Linear)
+            stored += (base if packed else base.converted()).tensor.nbytes
         stored += layer.nbytes if isinstance(layer, low_cost.LowRankLinear) else 0
     return 8 * stored / weights
 

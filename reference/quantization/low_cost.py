@@ -18,10 +18,9 @@ from torch.nn import functional
 
 from reference.layers import QuantizedLinear
 from reference.models.families import block_linears, replace_module
-from reference.quantization import grid
-from reference.quantization.formats import nf4_codes, nf4_values
+from reference.quantization import formats, grid
 from reference.quantization.quantization_aware import straight_through
-from reference.tensors import QuantizedTensor, pack, unpack
+from reference.tensors import QuantizedTensor
 
 
 class ScalesLinear(nn.Module):
@@ -76,32 +75,36 @@ class NF4Linear(nn.Module):
     """A linear layer whose weight is packed NF4; nothing in it trains, and inputs get gradients.
 
     Args:
-        weight: ``[out, in]``, float.
+        weight: ``[out, in]``, float, inputs in multiples of 64.
         bias: ``[out]`` or None.
-        block: weights that share an absolute maximum.
+
+    Raises:
+        ValueError: as :func:`reference.quantization.formats.quantize`.
 
     Chapter: quantization/quantization_aware
     """
 
     packed: Tensor
-    absmax: Tensor
+    scale: Tensor
     bias: Tensor | None
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, block: int = 64) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        codes, absmax = nf4_codes(weight.detach(), block)
-        self.register_buffer("packed", pack(codes, 4))
-        self.register_buffer("absmax", absmax)
+        found = formats.quantize(weight.detach(), formats.FORMATS["nf4"])
+        self.register_buffer("packed", found.packed)
+        self.register_buffer("scale", found.scale)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
 
     @property
-    def values(self) -> Tensor:
-        """Float32 ``[out, in]``."""
-        return nf4_values(unpack(self.packed, 4, self.in_features), self.absmax)
+    def tensor(self) -> formats.FloatTensor:
+        """The compressed weight."""
+        shape = (self.out_features, self.in_features)
+        return formats.FloatTensor(self.packed, self.scale, None, shape, formats.FORMATS["nf4"])
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.linear(x, self.values.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return functional.linear(x, self.tensor.dequantize(x.dtype), bias)
 
 
 class LowRankLinear(nn.Module):
@@ -192,8 +195,7 @@ def add_low_rank(
             raise ValueError(f"{name} is a {type(frozen).__name__}; base must make a quantised layer of it")
         error = None
         if from_error:
-            values = frozen.values if isinstance(frozen, NF4Linear) else frozen.tensor.dequantize(torch.float32)
-            error = layer.get_parameter("weight").detach() - values
+            error = layer.get_parameter("weight").detach() - frozen.tensor.dequantize(torch.float32)
         added = LowRankLinear(frozen, rank, error=error, seed=number)
         replace_module(model, name, added.to(next(model.parameters()).device))
     return model

@@ -4,14 +4,13 @@ import copy
 
 import pytest
 import torch
-from scipy import stats
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from reference import workflow
 from reference.layers import QuantizedLinear
 from reference.models.families import block_linears
-from reference.quantization.formats import NF4, nf4_codes, nf4_values
+from reference.quantization import formats
 from reference.quantization.grid import QuantizationSpec
 from reference.quantization.low_cost import LowRankLinear, NF4Linear, ScalesLinear, add_low_rank, train_scales
 from reference.quantization.recovery import objective, parameter_groups
@@ -22,9 +21,9 @@ IDS = torch.arange(64).view(2, 32) * 7 % 96
 SPEC = QuantizationSpec(2, group_size=16)
 
 
-def tiny(value_heads: int = 1) -> LlamaForCausalLM:
+def tiny(value_heads: int = 1, width: int = 32) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+    config = LlamaConfig(vocab_size=96, hidden_size=width, intermediate_size=64, num_hidden_layers=1,
                          num_attention_heads=2, num_key_value_heads=value_heads, max_position_embeddings=64)  # fmt: skip
     model = LlamaForCausalLM(config).eval()
     with torch.no_grad():
@@ -33,9 +32,9 @@ def tiny(value_heads: int = 1) -> LlamaForCausalLM:
     return model
 
 
-def steps(model: nn.Module, count: int = 20) -> list[float]:
+def steps(model: nn.Module, count: int = 20, width: int = 32) -> list[float]:
     optimizer, losses = torch.optim.AdamW(parameter_groups(model, 1e-2)), []
-    loss = objective(model, "distillation", tiny())
+    loss = objective(model, "distillation", tiny(width=width))
     for _ in range(count):
         value = loss(IDS)
         value.backward()
@@ -80,8 +79,9 @@ def test_gradient_of_a_scale_is_exact() -> None:
 
 @pytest.mark.parametrize("base", ["codes", "nf4"])
 def test_low_rank_trains_beside_a_frozen_base(base: str) -> None:
-    make = None if base == "codes" else (lambda name, linear: NF4Linear(linear.weight, block=16))
-    model = workflow.quantize(tiny(), SPEC) if base == "codes" else tiny()
+    make = None if base == "codes" else (lambda name, linear: NF4Linear(linear.weight))
+    width = 32 if base == "codes" else 64
+    model = workflow.quantize(tiny(), SPEC) if base == "codes" else tiny(width=64)
     with torch.no_grad():
         alone = workflow.quantize(tiny(), SPEC)(input_ids=IDS).logits if base == "codes" else None
         model = add_low_rank(model, 4, base=make)
@@ -89,7 +89,7 @@ def test_low_rank_trains_beside_a_frozen_base(base: str) -> None:
             assert torch.equal(model(input_ids=IDS).logits, alone)
     assert {n.rpartition(".")[2] for n, p in model.named_parameters() if p.requires_grad} == {"down", "up"}
     kept = {name: layer.base.packed.clone() for name, layer in block_linears(model)}  # type: ignore[union-attr]
-    losses = steps(model)
+    losses = steps(model, width=width)
     assert losses[-1] < 0.7 * losses[0]
     before = model(input_ids=IDS).logits.detach()
     served = convert(model)
@@ -118,29 +118,13 @@ def test_start_from_the_error_is_the_best_of_its_rank() -> None:
     assert torch.allclose(whole(input_ids=IDS).logits, tiny(2)(input_ids=IDS).logits, atol=1e-3)
 
 
-def test_nf4_levels_are_those_of_the_quantile_formula() -> None:
-    """Eight positive quantiles and seven negative ones of the normal distribution, an exact zero, scaled to ±1."""
-    offset = 1 - (1 / 30 + 1 / 32) / 2
-    positive = stats.norm.ppf([offset + (0.5 - offset) * i / 8 for i in range(8)])
-    negative = -stats.norm.ppf([offset + (0.5 - offset) * i / 7 for i in range(7)])
-    levels = sorted([*(positive / positive[0]), 0.0, *(negative / positive[0])])
-    assert levels == pytest.approx(NF4, abs=1e-6)
-    assert sorted(NF4) == list(NF4)
-
-
-def test_nf4_takes_the_nearest_level() -> None:
-    weight = torch.randn(5, 128)
-    weight[2, :64] = 0
-    codes, absmax = nf4_codes(weight, 64)
-    levels, groups = torch.tensor(NF4), weight.view(5, 2, 64) / absmax.float()[..., None]
-    slow = (groups[..., None] - levels).abs().argmin(-1).view(5, 128)
-    assert (slow != codes).float().mean() < 0.002  # ties of the rounding
-    values = nf4_values(codes, absmax)
-    assert (values[2, :64] == 0).all()
-    assert absmax[2, 0] == 1
-    assert ((values - weight).abs().view(5, 2, 64) <= 0.16 * absmax.float()[..., None]).all()
-    largest = weight.view(5, 2, 64).abs().amax(-1)
-    assert torch.allclose(values.view(5, 2, 64).abs().amax(-1)[largest > 0], largest[largest > 0], rtol=1e-3)
+def test_nf4_layer_computes_with_the_formats_values() -> None:
+    linear = nn.Linear(128, 6)
+    layer = NF4Linear(linear.weight, linear.bias)
+    values = formats.quantize(linear.weight.detach(), formats.FORMATS["nf4"]).dequantize()
+    x = torch.randn(3, 128)
+    assert torch.equal(layer(x), nn.functional.linear(x, values, linear.bias))
+    assert layer.packed.nbytes + layer.scale.nbytes == 6 * 128 / 2 + 6 * 2 * 2
 
 
 def test_wrong_arguments_are_named() -> None:
@@ -153,5 +137,5 @@ def test_wrong_arguments_are_named() -> None:
         add_low_rank(tiny(), 4)
     with pytest.raises(ValueError, match="no quantised layer whose scales could train"):
         train_scales(tiny())
-    with pytest.raises(ValueError, match="block is 48; it must divide the 32 inputs"):
-        nf4_codes(torch.randn(2, 32), 48)
+    with pytest.raises(ValueError, match="a block of 64 does not divide the 32 columns"):
+        NF4Linear(torch.randn(2, 32))
