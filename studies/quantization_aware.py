@@ -402,7 +402,7 @@ def worker(options: argparse.Namespace, todo: list[tuple[Run, int]], counter: ob
             return
         run, steps = todo[index]
         path, left = options.results / f"{run.name}.json", options.time_limit - (time.monotonic() - begun)
-        if path.is_file() or (run.recipe != "none" and left < longest):
+        if path.is_file() or left < max(longest, 5):
             continue
         started = time.monotonic()
         try:
