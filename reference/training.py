@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -73,6 +74,7 @@ def train(
     clip: float = 1.0,
     checkpoint: Path | None = None,
     every: int = 500,
+    accelerator: Accelerator | None = None,
 ) -> Iterator[dict]:
     """Take the remaining steps of a run, yielding ``{"step", "loss", "rate"}`` after each.
 
@@ -87,11 +89,15 @@ def train(
         clip: largest norm of the gradient.
         checkpoint: folder to resume from and to save to; None keeps everything in memory.
         every: steps between two saved states.
+        accelerator: that prepared the model and the optimizers, for mixed precision and for several
+            processes. Each computes the loss of its own rows (:func:`my_rows`), gradients and the
+            yielded loss are means over processes, and the first process writes.
 
     Chapter: none (training plumbing; the overview runs it)
     """
+    trained = accelerator.unwrap_model(model) if accelerator else model
     peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    first = load_state(checkpoint, model, optimizers) if checkpoint and checkpoint.exists() else 0
+    first = load_state(checkpoint, trained, optimizers) if checkpoint and checkpoint.exists() else 0
     for step in range(first, steps):
         factor = trapezoid(step, steps, warmup=warmup, decay=decay)
         for optimizer, rates in zip(optimizers, peaks, strict=True):
@@ -99,14 +105,37 @@ def train(
                 group["lr"] = rate * factor
         model.train()
         loss = loss_of_step(step)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), clip)
+        if accelerator:
+            accelerator.backward(loss)
+            loss = accelerator.reduce(loss.detach(), "mean")
+        else:
+            loss.backward()
+        nn.utils.clip_grad_norm_(trained.parameters(), clip)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         if checkpoint and ((step + 1) % every == 0 or step + 1 == steps):
-            save_state(checkpoint, model, optimizers, step + 1)
+            if accelerator is None or accelerator.is_main_process:
+                save_state(checkpoint, trained, optimizers, step + 1)
+            if accelerator:
+                accelerator.wait_for_everyone()
         yield {"step": step + 1, "loss": loss.item(), "rate": factor}
+
+
+def my_rows(windows: Tensor, accelerator: Accelerator) -> Tensor:
+    """This process's part of a step's windows, on its device.
+
+    Args:
+        windows: ``[batch, length]``, the same in every process.
+
+    Raises:
+        ValueError: the processes would not get equally many, and a mean over them would weigh rows unequally.
+
+    Chapter: none (training plumbing)
+    """
+    if len(windows) % accelerator.num_processes:
+        raise ValueError(f"batch is {len(windows)}; it must be a multiple of the {accelerator.num_processes} processes")
+    return windows[accelerator.process_index :: accelerator.num_processes].to(accelerator.device)
 
 
 def save_state(folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], step: int) -> None:

@@ -1,0 +1,90 @@
+"""Figures of the chapter ``quantization/quantization_aware``."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
+
+
+def oscillation(latent: Mapping[str, Sequence[float]], edge: float) -> Axes:
+    """A weight that the estimator moves, step by step; dotted: the edge between two levels.
+
+    Args:
+        latent: label → the unrounded weight after each step.
+        edge: where rounding changes its mind.
+    """
+    _, axes = plt.subplots(figsize=(5.2, 3.2))
+    for (label, values), style in zip(latent.items(), ("-", "--"), strict=False):
+        axes.plot(range(len(values)), values, style, linewidth=1.1, label=label)
+    axes.axhline(edge, color="black", linestyle=":", linewidth=1)
+    axes.set(xlabel="step", ylabel="weight before rounding")
+    axes.legend(fontsize=9.5)
+    return axes
+
+
+def step_gradient(v: Sequence[float], curves: Mapping[str, Sequence[float]]) -> Axes:
+    """Derivative of the rounded value by the step, against the input in steps.
+
+    Args:
+        v: inputs, in steps.
+        curves: label → derivative at each.
+    """
+    _, axes = plt.subplots(figsize=(5.2, 3.2))
+    for (label, values), style in zip(curves.items(), ("-", "--", ":"), strict=False):
+        axes.plot(v, values, style, linewidth=1.3, label=label)
+    axes.axhline(0, color="black", linewidth=0.6)
+    axes.set(xlabel="input / step", ylabel="∂ rounded / ∂ step")
+    axes.legend(fontsize=9.5)
+    return axes
+
+
+def first_steps(curves: Mapping[str, Sequence[float]]) -> Axes:
+    """Loss over the first steps of training, on a logarithmic axis.
+
+    Args:
+        curves: label → loss at each step.
+    """
+    _, axes = plt.subplots(figsize=(5.2, 3.2))
+    for (label, values), marker in zip(curves.items(), MARKERS, strict=False):
+        axes.plot(range(len(values)), values, marker, linestyle="-", linewidth=1.1, markersize=4, label=label)
+    axes.set(yscale="log", xlabel="step", ylabel="divergence from the float model, nats")
+    axes.legend(fontsize=9.5)
+    return axes
+
+
+def by_bits(groups: Sequence[str], bars: Mapping[str, Sequence[float]], level: float) -> Axes:
+    """Bits per byte, a group of bars a grid; dashed: the float model.
+
+    Args:
+        groups: names under the groups.
+        bars: label → a height for each group.
+        level: of the float model.
+    """
+    _, axes = plt.subplots(figsize=(5.6, 3.6))
+    width = 0.8 / len(bars)
+    for number, (label, heights) in enumerate(bars.items()):
+        places = [index + width * (number - (len(bars) - 1) / 2) for index in range(len(groups))]
+        axes.bar(places, heights, width * 0.92, label=label)
+    axes.axhline(level, color="black", linestyle="--", linewidth=1, label="float")
+    axes.set_xticks(range(len(groups)), groups)
+    axes.set(ylabel="bits per byte", ylim=(0.9 * level, None))
+    axes.legend(fontsize=9.5)
+    return axes
+
+
+def recipes(points: Mapping[str, tuple[float, float]], level: float) -> Axes:
+    """Bits per byte against bits stored per weight, a point a recipe; dashed: the float model.
+
+    Args:
+        points: label → (bits a weight, bits per byte).
+        level: of the float model.
+    """
+    _, axes = plt.subplots(figsize=(5.6, 4.0))
+    for (label, (size, quality)), marker in zip(points.items(), MARKERS, strict=False):
+        axes.plot([size], [quality], marker, markersize=7, label=label)
+    axes.axhline(level, color="black", linestyle="--", linewidth=1)
+    axes.set(xlabel="bits stored per weight of the blocks", ylabel="bits per byte")
+    axes.legend(fontsize=9)
+    return axes

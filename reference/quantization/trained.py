@@ -1,0 +1,311 @@
+"""Layers that train under quantisation, and the way from a float model to them and on to packed ones.
+
+    float model --prepare--> trained layers --train--> trained layers --convert--> packed layers
+
+What a trained layer multiplies by is what the packed layer will: steps are rounded to their stored
+type and zero points to integers in the forward pass, so :func:`convert` changes no weight.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from reference.int8 import Int8Linear
+from reference.layers import QuantizedLinear
+from reference.models.families import block_linears, replace_module
+from reference.quantization import grid, round_to_nearest
+from reference.quantization.activations import ActivationSpec, scale_of
+from reference.quantization.grid import QuantizationSpec
+from reference.quantization.quantization_aware import (
+    fake_activations,
+    gradient_factor,
+    initial_step,
+    lsq,
+    straight_through,
+)
+from reference.tensors import QuantizedTensor, storage_dtype
+
+STARTS = ("round_to_nearest", "lsq")
+#: Steps from the edge of its cell at which a weight starts that a solver has moved there.
+DEPTH = 0.25
+
+
+@runtime_checkable
+class Convertible(Protocol):
+    """A layer that trains and can say what serves in its place.
+
+    Chapter: none (an interface)
+    """
+
+    def converted(self) -> nn.Module:
+        """The layer to serve."""
+
+
+class TrainedLinear(nn.Module):
+    r"""A linear layer with a fake-quantised weight, and input if asked for.
+
+    Parameters, all float32:
+
+    - ``weight`` ``[out, in]``: what the optimiser moves; the forward pass sees it rounded;
+    - ``log_step`` ``[out, groups]``: logarithm of the step, which is therefore positive whatever the
+      optimiser does, and moves by a *fraction* of itself;
+    - ``zero_point`` ``[out, groups]``: of an affine grid, rounded in the forward pass;
+    - ``log_input_step`` ``[1]``: of static activations.
+
+    Args:
+        linear: gives weight and bias.
+        start: the grid to start from; its codes are reproduced at the first step (see :func:`into_cells`).
+        activations: how the input is quantised; None leaves it alone.
+        input_scale: ``[1]``, first step of static activations.
+        scaled: whether LSQ's gradient factor is applied to steps and zero points.
+        mask: see :func:`reference.quantization.quantization_aware.fake_quantize`.
+        depth: how far from the edges of their cells weights start, see :func:`into_cells`.
+
+    Raises:
+        ValueError: shapes differ, groups are not consecutive, or activations lack their step.
+
+    Chapter: quantization/quantization_aware
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        linear: nn.Linear,
+        start: QuantizedTensor,
+        *,
+        activations: ActivationSpec | None = None,
+        input_scale: Tensor | None = None,
+        scaled: bool = True,
+        mask: str = "unrounded",
+        depth: float = DEPTH,
+    ) -> None:
+        super().__init__()
+        weight = linear.weight.detach().float()
+        if tuple(weight.shape) != tuple(start.shape):
+            raise ValueError(f"start is {tuple(start.shape)}, the layer that it is for {tuple(weight.shape)}")
+        if start.group_index is not None:
+            raise ValueError("start has a group index; training needs consecutive groups (static_groups=True)")
+        if activations is not None and not start.spec.symmetric:
+            raise ValueError("start has an affine grid; integer products need a symmetric one")
+        static = activations is not None and activations.granularity == "static"
+        if static != (input_scale is not None):
+            raise ValueError(f"input_scale is for static activations and them alone, not {activations}")
+        self.out_features, self.in_features = start.shape
+        self.spec, self.activations, self.mask = start.spec, activations, mask
+        self.scale_dtype = start.scale.dtype
+        self.weight = nn.Parameter(into_cells(weight, start, depth))
+        self.log_step = nn.Parameter(start.scale.float().log())
+        self.zero_point = None if self.spec.symmetric else nn.Parameter(start.zero_point.float())
+        self.log_input_step = nn.Parameter(input_scale.detach().float().log()) if input_scale is not None else None
+        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().float())
+        self.factor = gradient_factor(weight.numel(), self.spec.levels // 2) if scaled else 1.0
+        self.input_factor = gradient_factor(self.in_features, activations.highest) if scaled and activations else 1.0
+
+    @property
+    def scale(self) -> Tensor:
+        """The step as it will be stored, float32 ``[out, groups]``, differentiable."""
+        step = self.log_step.exp()
+        return straight_through(step.to(self.scale_dtype).float(), step)
+
+    @property
+    def rounded_zero_point(self) -> Tensor | int:
+        """The zero point as it will be stored, differentiable if it is learned."""
+        if self.zero_point is None:
+            return self.spec.middle
+        clamped = self.zero_point.clamp(0, self.spec.levels)
+        return straight_through(clamped.round(), clamped).unsqueeze(-1)
+
+    @property
+    def quantized_weight(self) -> Tensor:
+        """What the forward pass multiplies by, float32 ``[out, in]``."""
+        groups, zero = grid.split_groups(self.weight, self.spec), self.rounded_zero_point
+        step = self.scale.unsqueeze(-1)
+        return lsq(groups, step, -zero, self.spec.levels - zero, factor=self.factor, mask=self.mask).reshape(
+            self.out_features, self.in_features
+        )
+
+    @property
+    def input_scale(self) -> Tensor | None:
+        """Step of static activations, float32 ``[1]``."""
+        return None if self.log_input_step is None else self.log_input_step.exp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.activations is not None:
+            step = self.input_scale
+            if step is None:
+                x = fake_activations(x, self.activations)
+            else:
+                low, high = self.activations.lowest, self.activations.highest
+                x = lsq(x.float(), step, low, high, factor=self.input_factor, mask=self.mask).to(x.dtype)
+        return functional.linear(x, self.quantized_weight.to(x.dtype), self.bias)
+
+    @torch.no_grad()
+    def tensor(self) -> QuantizedTensor:
+        """The weight packed, equal to :attr:`quantized_weight` bit for bit once dequantised in float32."""
+        scale = self.scale
+        zero = self.rounded_zero_point
+        stored = torch.full_like(scale, zero) if isinstance(zero, int) else zero.squeeze(-1)
+        codes = grid.quantize(self.weight, scale, stored, self.spec)
+        return QuantizedTensor.from_codes(codes, scale.to(self.scale_dtype), stored.to(torch.int32), self.spec)
+
+    def converted(self) -> nn.Module:
+        """The packed layer: :class:`QuantizedLinear`, or :class:`Int8Linear` where the input is quantised too."""
+        bias = None if self.bias is None else self.bias.detach()
+        if self.activations is None:
+            return QuantizedLinear(self.tensor(), bias)
+        scale = self.input_scale
+        return Int8Linear(self.tensor(), self.activations, bias, input_scale=None if scale is None else scale.detach())
+
+    def extra_repr(self) -> str:
+        kind = "symmetric" if self.spec.symmetric else "affine"
+        return f"{self.in_features}, {self.out_features}, bits={self.spec.bits}, {kind}, trained"
+
+
+def into_cells(weight: Tensor, start: QuantizedTensor, depth: float = DEPTH) -> Tensor:
+    """The weights nearest to ``weight`` that round to the codes of ``start``, at some distance from an edge.
+
+    A solver such as GPTQ gives many a weight another code than the nearest. Its rounded weights forget the
+    float ones; the float ones lie in other cells. In between: a weight in another cell is moved into that of
+    its code, ``depth`` steps from the edge. At a depth of 0 it lies on the edge, where the sign of the first
+    update decides which code it gets, and what the solver found is lost.
+
+    Args:
+        weight: float32 ``[out, in]``.
+        start: codes and grid.
+        depth: in steps, from 0 to 0.5, the centre of the cell.
+
+    Returns:
+        Float32 ``[out, in]``; weights that round to their code already stay as they are.
+
+    Raises:
+        ValueError: ``depth`` out of range.
+
+    Chapter: quantization/quantization_aware
+    """
+    if not 0 <= depth <= 0.5:
+        raise ValueError(f"depth is {depth}; it may be 0 to 0.5")
+    spec, levels = start.spec, start.spec.levels
+    codes = grid.split_groups(start.codes, spec).float()
+    scale, zero = start.scale.float().unsqueeze(-1), start.zero_point.float().unsqueeze(-1)
+    # A thousandth of a step inside at least, so that no rounding of the division decides.
+    reach = 0.5 - max(depth, 1e-3)
+    groups = grid.split_groups(weight, spec)
+    v = groups / scale
+    low, high = codes - zero - reach, codes - zero + reach
+    inside = (torch.round(v) + zero).clamp(0, levels) == codes
+    return torch.where(inside, groups, v.clamp(low, high) * scale).reshape(weight.shape)
+
+
+def first_grid(weight: Tensor, spec: QuantizationSpec, start: str = "round_to_nearest") -> QuantizedTensor:
+    """The grid of a layer before training, without calibration.
+
+    Args:
+        weight: ``[out, in]``.
+        spec: the grid.
+        start: ``"round_to_nearest"`` for the range of the weights, ``"lsq"`` for
+            :func:`reference.quantization.quantization_aware.initial_step` (symmetric grids).
+
+    Raises:
+        ValueError: no such start, or an affine grid for ``"lsq"``.
+
+    Chapter: quantization/quantization_aware
+    """
+    if start not in STARTS:
+        raise ValueError(f"start is {start!r}; it may be {', '.join(STARTS)}, or a tensor for each layer by name")
+    if start == "round_to_nearest":
+        return round_to_nearest.quantize_layer(weight, spec)
+    if not spec.symmetric:
+        raise ValueError("start 'lsq' is for symmetric grids; an affine one starts from round_to_nearest")
+    grid.check_weight(weight, spec)
+    dtype = storage_dtype(weight)
+    scale = initial_step(grid.split_groups(weight.float(), spec), spec.levels // 2, axis=-1).squeeze(-1)
+    scale = grid.round_up(scale.clamp(min=torch.finfo(dtype).tiny), dtype)
+    zero_point = torch.full_like(scale, spec.middle, dtype=torch.int32)
+    return QuantizedTensor.from_codes(grid.quantize(weight, scale, zero_point, spec), scale, zero_point, spec)
+
+
+def prepare(
+    model: nn.Module,
+    spec: QuantizationSpec | Callable[[str], QuantizationSpec | None],
+    *,
+    start: str | Mapping[str, QuantizedTensor] = "round_to_nearest",
+    activations: ActivationSpec | None = None,
+    absmax: Mapping[str, Tensor] | None = None,
+    scaled: bool = True,
+    mask: str = "unrounded",
+    depth: float = DEPTH,
+) -> nn.Module:
+    """Replace the linear layers of the blocks by :class:`TrainedLinear`, in place.
+
+    Args:
+        model: an architecture of :mod:`reference.models.families`, in float.
+        spec: one grid for all layers, or a function from a layer's name to its grid, None for a layer to leave alone.
+        start: one of :data:`STARTS`, or what a solver found, by layer (:func:`solved`).
+        activations: how inputs are quantised; None for weights only.
+        absmax: largest absolute input of each layer, ``[1]``, which static activations start from.
+        scaled, mask, depth: see :class:`TrainedLinear`.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        ValueError: a layer that the grid does not fit, named; a start whose grid is another than ``spec``'s.
+
+    Chapter: quantization/quantization_aware
+    """
+    static = activations is not None and activations.granularity == "static"
+    layers: dict[str, nn.Module] = {}
+    for name, linear in list(block_linears(model)):
+        wanted = spec(name) if callable(spec) else spec
+        if wanted is None or not isinstance(linear, nn.Linear):
+            continue
+        grid.check_weight(linear.weight, wanted, name)
+        found = first_grid(linear.weight.detach(), wanted, start) if isinstance(start, str) else start[name]
+        if found.spec != wanted:
+            raise ValueError(f"{name}: start has the grid {found.spec}, spec asks for {wanted}")
+        if static and (absmax is None or name not in absmax):
+            raise ValueError(f"{name}: static activations need absmax, the largest input that calibration saw")
+        scale = scale_of(absmax[name].reshape(1), activations) if static and absmax and activations else None
+        layers[name] = TrainedLinear(
+            linear, found, activations=activations, input_scale=scale, scaled=scaled, mask=mask, depth=depth
+        )
+    if not layers:
+        raise ValueError("spec leaves no float linear layer to train; is the model quantised already?")
+    for name, layer in layers.items():
+        replace_module(model, name, layer.to(next(model.parameters()).device))
+    return model
+
+
+def solved(model: nn.Module) -> dict[str, QuantizedTensor]:
+    """The tensors of a quantised model's layers by name, as a start for :func:`prepare`.
+
+    Chapter: quantization/quantization_aware
+    """
+    return {name: layer.tensor for name, layer in block_linears(model) if isinstance(layer, QuantizedLinear)}
+
+
+def convert(model: nn.Module) -> nn.Module:
+    """Replace trained layers by packed ones, in place.
+
+    :class:`TrainedLinear` becomes a :class:`QuantizedLinear` (equal weights, bit for bit) or an
+    :class:`Int8Linear` (equal up to the order of a sum). Layers of :mod:`reference.quantization.low_cost`
+    are converted as they say.
+
+    Returns:
+        ``model``, in evaluation mode.
+
+    Raises:
+        ValueError: there is no trained layer.
+
+    Chapter: quantization/quantization_aware
+    """
+    found = [(name, layer) for name, layer in block_linears(model) if isinstance(layer, Convertible)]
+    if not found:
+        raise ValueError("model has no trained layer to convert; prepare() makes them")
+    for name, layer in found:
+        replace_module(model, name, layer.converted())
+    return model.eval()

@@ -1,0 +1,518 @@
+"""Training under quantisation against calibration alone, on the shipped model, at 4, 3 and 2 bits.
+
+    python studies/tutorial_corpus.py --work /tmp/tutorial             # the training text (Debian's, on CPython 3.11)
+    python studies/quantization_aware.py --export /tmp/tutorial --payload /tmp/payload
+    python studies/quantization_aware.py --payload /tmp/payload --results /tmp/results --processes 12 --steps 600
+    python studies/quantization_aware.py --results /tmp/results --collect book/data/quantization_aware.json
+
+The third command takes the runs of :func:`runs` in order of importance, each in one process and in about a
+minute on an H100 that twelve share; a run that has a result is skipped, so it goes on where it stopped. One run, also
+under ``torchrun --nproc-per-node 2``, with a checkpoint to resume from and its loss curve beside it:
+
+    python studies/quantization_aware.py --payload /tmp/payload --results /tmp/results --run 2_bits_g128
+"""
+
+import argparse
+import datetime
+import fcntl
+import json
+import multiprocessing
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from reference import workflow
+from reference.calibration import batches
+from reference.data import text
+from reference.distillation.generated_text import generate_windows
+from reference.evaluation import agreement, bits_per_byte, token_losses
+from reference.files import atomic_write
+from reference.layers import QuantizedLinear
+from reference.models import tutorial
+from reference.models.families import block_linears, replace_module
+from reference.quantization import low_cost
+from reference.quantization.activations import ActivationSpec
+from reference.quantization.grid import QuantizationSpec
+from reference.quantization.recovery import objective, parameter_groups
+from reference.quantization.trained import DEPTH, TrainedLinear, convert, prepare, solved
+from reference.tensors import QuantizedTensor
+from reference.terminal import ProgressBar
+from reference.training import my_rows, random_windows, train
+
+DOMAINS, SHARE = ("code", "documentation"), [0.6, 0.4]
+WINDOW, STRIDE, COMPARED = 256, 128, 8192  # of the evaluation; the last is what post_training_methods.py measures
+CALIBRATION = 32  # sequences of a domain
+EXPORTED = (3_600_000, 2_400_000)  # tokens of each domain
+GENERATED = 4096  # windows
+RANK = 8
+METHODS = ("round_to_nearest", "gptq", "awq+gptq", "smoothquant+gptq")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run. ``recipe``: ``lsq``, ``fixed`` (steps stay), ``scales``, ``low_rank``, ``low_rank_error``,
+    ``nf4`` (a low-rank correction on NF4), ``float`` (no quantisation) or ``none`` (no training)."""
+
+    name: str
+    bits: int = 2
+    group: int = 128
+    symmetric: bool = True
+    start: str = "gptq"
+    recipe: str = "lsq"
+    loss: str = "distillation"
+    text: str = "real"
+    activation_bits: int | None = None
+    mask: str = "unrounded"
+    scaled: bool = True
+    rest: bool = True
+    depth: float = DEPTH
+    seed: int = 0
+    rate: float | None = None
+    step_rate: float | None = None
+
+    @property
+    def spec(self) -> QuantizationSpec:
+        return QuantizationSpec(self.bits, symmetric=self.symmetric, group_size=self.group)
+
+    @property
+    def rates(self) -> tuple[float, float, float]:
+        """Of matrices, steps, and the rest."""
+        low_rank = self.recipe.startswith(("low_rank", "nf4"))
+        rate = self.rate or (RATES["low_rank"] if low_rank else RATES[self.bits])
+        return rate, self.step_rate or RATES["steps"], (RATES["rest"] if self.rest else 0.0)
+
+
+#: Peak rates of AdamW by bits or recipe, chosen on calibration text (``--smoke``).
+RATES: dict = {4: 3e-4, 3: 5e-4, 2: 1e-3, "steps": 1e-3, "low_rank": 2e-3, "rest": 3e-4}
+
+
+def use_rates(options: argparse.Namespace) -> None:
+    """Put those of the command line in place of the defaults; each process has its own."""
+    RATES.update({int(key) if key.isdigit() else key: rate for key, rate in options.rates.items()})
+
+
+def runs() -> list[Run]:
+    """Most important first."""
+    main = Run("2_bits_g128")
+    g64 = replace(main, name="2_bits_g64", group=64)
+    affine = replace(g64, name="2_bits_g64_affine", symmetric=False)
+    grids = {
+        "4_bits_g128": (4, 128, True),
+        "3_bits_g128": (3, 128, True),
+        "2_bits_g128": (2, 128, True),
+        "2_bits_g64": (2, 64, True),
+        "2_bits_g128_affine": (2, 128, False),
+        "2_bits_g64_affine": (2, 64, False),
+    }
+    solvers = [
+        replace(
+            main, name=f"none_{name}_{method}", bits=bits, group=group, symmetric=symmetric, recipe="none", start=method
+        )
+        for name, (bits, group, symmetric) in grids.items()
+        for method in METHODS
+    ]
+    return [
+        g64, main, affine, replace(main, name="3_bits_g128", bits=3), replace(main, name="4_bits_g128", bits=4),
+        replace(main, name="2_bits_g128_affine", symmetric=False),
+        replace(main, name="2_bits_g128_cross_entropy", loss="cross_entropy"),
+        replace(main, name="2_bits_g128_generated_text", text="generated"),
+        replace(main, name="2_bits_g128_fixed_steps", recipe="fixed"),
+        replace(main, name="2_bits_g128_scales_only", recipe="scales"),
+        replace(main, name="2_bits_g128_low_rank", recipe="low_rank"),
+        replace(main, name="2_bits_g128_start_round_to_nearest", start="round_to_nearest"),
+        replace(main, name="float_continued", recipe="float", loss="cross_entropy", bits=4),
+        replace(main, name="2_bits_g128_rest_frozen", rest=False),
+        *(replace(run, name=f"{run.name}_seed_{seed}", seed=seed) for seed in (1, 2) for run in (affine, main, g64)),
+        *solvers,
+        replace(main, name="2_bits_g128_start_on_edges", depth=0.0),
+        replace(main, name="2_bits_g128_start_awq+gptq", start="awq+gptq"),
+        replace(main, name="2_bits_g128_start_lsq", start="lsq"),
+        replace(main, name="w4a4_g128", bits=4, activation_bits=4),
+        replace(main, name="w4a8_g128", bits=4, activation_bits=8),
+        replace(main, name="2_bits_g128_low_rank_from_error", recipe="low_rank_error"),
+        replace(main, name="nf4_low_rank", bits=4, recipe="nf4"),
+        replace(main, name="2_bits_g128_rounded_mask", mask="rounded"),
+        replace(main, name="2_bits_g128_unscaled", scaled=False),
+        *(replace(main, name=f"2_bits_g128_{what}_seed_{seed}", seed=seed, **{key: value})
+          for seed in (1, 2)
+          for what, key, value in (("cross_entropy", "loss", "cross_entropy"), ("generated_text", "text", "generated"))),
+        replace(main, name="3_bits_g128_cross_entropy", bits=3, loss="cross_entropy"),
+        replace(main, name="4_bits_g128_cross_entropy", bits=4, loss="cross_entropy"),
+        replace(affine, name="2_bits_g64_affine_generated_text", text="generated"),
+        replace(affine, name="2_bits_g64_affine_cross_entropy", loss="cross_entropy"),
+    ]  # fmt: skip
+
+
+def smoke_runs() -> list[tuple[Run, int]]:
+    """Rates for some steps, then every method for a few: each with the steps that it takes."""
+    main = Run("2_bits_g128")
+    sweep = [replace(main, name=f"rate_{bits}_{rate}", bits=bits, rate=rate)
+             for bits, rates in ((2, (5e-4, 1e-3, 2e-3, 4e-3)), (3, (3e-4, 1e-3)), (4, (1e-4, 3e-4, 1e-3)))
+             for rate in rates]  # fmt: skip
+    sweep += [replace(main, name=f"step_rate_{rate}", step_rate=rate) for rate in (3e-4, 3e-3)]
+    sweep += [replace(main, name=f"depth_{depth}", depth=depth) for depth in (0.0, 0.25)]
+    sweep += [replace(main, name=f"scales_{rate}", recipe="scales", step_rate=rate) for rate in (1e-3, 4e-3)]
+    sweep += [replace(main, name=f"low_rank_{rate}", recipe="low_rank", rate=rate) for rate in (1e-3, 4e-3)]
+    tried = [run for run in runs() if run.seed == 0 and run.recipe != "none"]
+    return [*((run, 120) for run in sweep), *((replace(run, name=f"try_{run.name}"), 4) for run in tried)]
+
+
+# ---- data
+
+
+def export(work: Path, payload: Path) -> None:
+    """Tokens of the training text, spread over the whole of it, as uint16."""
+    tokenizer = tutorial.tokenizer()
+    payload.mkdir(parents=True, exist_ok=True)
+    kept = {}
+    for domain, most in zip(DOMAINS, EXPORTED, strict=True):
+        documents = (work / f"train_{domain}.txt").read_text().split("\n\n\n\n")
+        ids = [np.array(row.ids, dtype=np.uint16) for row in tokenizer.backend_tokenizer.encode_batch(documents)]
+        order = np.random.default_rng(0).permutation(len(ids))
+        kept[domain] = torch.from_numpy(np.concatenate([ids[i] for i in order])[:most].copy())
+        print(f"{domain}: {len(kept[domain]):,} of {sum(map(len, ids)):,} tokens")
+    save_file(kept, payload / "tokens.safetensors")
+
+
+def read_tokens(path: Path) -> list[np.ndarray]:
+    tensors = load_file(path)
+    return [tensors[name].numpy() for name in sorted(tensors)]
+
+
+def held_out(part: str, tokens: int | None = None) -> dict[str, tuple[Tensor, int]]:
+    """Token ids and the bytes that they predict, by domain."""
+    tokenizer, found = tutorial.tokenizer(), {}
+    for domain in DOMAINS:
+        ids = text.encode(text.read(domain, part), tokenizer)[:tokens]
+        found[domain] = (ids, len(tokenizer.decode(ids[1:], clean_up_tokenization_spaces=False).encode()))
+    return found
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Only one process at a time, of those that name the same path."""
+    with path.with_name(f".{path.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+# ---- models
+
+
+def quantized(run: Run, folder: Path) -> nn.Module:
+    """The shipped model as the run's solver leaves it; kept in ``folder``, since many runs start there."""
+    path = folder / f"{run.start}_{run.bits}_{run.group}_{run.symmetric}.safetensors"
+    with alone(path):
+        if not path.is_file():
+            tokenizer, rows = tutorial.tokenizer(), []
+            for domain in DOMAINS:
+                ids = text.encode(text.read(domain, "calibration"), tokenizer)
+                rows += batches(ids, sequences=CALIBRATION, length=WINDOW, seed=0)
+            model = workflow.quantize(tutorial.load(), run.spec, method=run.start, calibration=rows)
+            part = path.with_suffix(".part")
+            save_file({k: v.contiguous() for k, v in model.state_dict().items() if "lm_head" not in k}, part)
+            part.replace(path)
+    model, tensors = tutorial.load(), load_file(path)
+    for name, linear in list(block_linears(model)):
+        weight = QuantizedTensor(tensors.pop(f"{name}.packed"), tensors.pop(f"{name}.scale"),
+                                 tensors.pop(f"{name}.packed_zero_point", None), tuple(linear.weight.shape),
+                                 run.spec)  # type: ignore[arg-type] # fmt: skip
+        replace_module(model, name, QuantizedLinear(weight))
+    model.load_state_dict(tensors, strict=False)  # norms, which AWQ and SmoothQuant rescale
+    return model
+
+
+def student(run: Run, folder: Path) -> nn.Module:
+    """The model of a run before its first step."""
+    if run.recipe == "float":
+        return tutorial.load()
+    if run.recipe == "nf4":
+        return low_cost.add_low_rank(tutorial.load(), RANK, base=lambda _, linear: low_cost.NF4Linear(linear.weight))
+    activations = ActivationSpec(bits=run.activation_bits, restricted=True) if run.activation_bits else None
+    options = {"activations": activations, "scaled": run.scaled, "mask": run.mask, "depth": run.depth}
+    if run.start == "lsq":
+        return prepare(tutorial.load(), run.spec, start="lsq", **options)  # type: ignore[arg-type]
+    model = quantized(run, folder)
+    if run.recipe == "scales":
+        return low_cost.train_scales(model)
+    start = solved(model)
+    if run.recipe == "low_rank":
+        return low_cost.add_low_rank(model, RANK)
+    if run.recipe == "low_rank_error":
+        return low_cost.add_low_rank(tutorial.load(), RANK, from_error=True,
+                                     base=lambda name, _: QuantizedLinear(start[name]))  # fmt: skip
+    if run.start in ("gptq", "round_to_nearest"):
+        model = tutorial.load()
+    else:  # rescaled channels: the float weights behind the codes are gone, the rounded ones stand in
+        for name, weight in start.items():
+            linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+            linear.weight = nn.Parameter(weight.dequantize(torch.float32))
+            replace_module(model, name, linear)
+    model = prepare(model, run.spec, start=start, **options)  # type: ignore[arg-type]
+    if run.recipe == "fixed":
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not name.endswith(("log_step", "zero_point")))
+    return model
+
+
+def bits_per_weight(model: nn.Module) -> float:
+    """Stored bits of the blocks' linear layers, scales, zero points and thin matrices included."""
+    stored, weights = 0, 0
+    for _, layer in block_linears(model):
+        weights += layer.in_features * layer.out_features
+        base = layer.base if isinstance(layer, low_cost.LowRankLinear) else layer
+        if isinstance(base, nn.Linear):
+            stored += 2 * base.weight.numel()
+        else:
+            packed = isinstance(base, QuantizedLinear | low_cost.NF4Linear)
+            stored += (base if packed else base.converted()).tensor.nbytes
+        stored += layer.nbytes if isinstance(layer, low_cost.LowRankLinear) else 0
+    return 8 * stored / weights
+
+
+# ---- one run
+
+
+@torch.no_grad()
+def measure(model: nn.Module, texts: dict[str, tuple[Tensor, int]], teacher: nn.Module) -> dict:
+    """Bits per byte of the whole text and of its first tokens, and the distance from the float model."""
+    model.eval()
+    result: dict = {"bits_per_byte": {}, "first_tokens": {}, "kl": {}, "top1": {}}
+    tokenizer = tutorial.tokenizer()
+    for domain, (ids, size) in texts.items():
+        losses = token_losses(model, ids, window=WINDOW, stride=STRIDE, batch=64)
+        result["bits_per_byte"][domain] = bits_per_byte(losses, size)
+        first = ids[1:COMPARED]
+        length = len(tokenizer.decode(first, clean_up_tokenization_spaces=False).encode())
+        result["first_tokens"][domain] = bits_per_byte(losses[: len(first)], length)
+        close = agreement(model, teacher, ids[: 64 * WINDOW], window=WINDOW, batch=32)
+        result["kl"][domain], result["top1"][domain] = close.kl, close.top1
+    return result
+
+
+def weight_gap(model: nn.Module) -> float:
+    """Largest difference of a trained weight from the packed one that serves it."""
+    gaps = [
+        (layer.quantized_weight.detach() - layer.tensor().dequantize(torch.float32)).abs().max()
+        for _, layer in block_linears(model)
+        if isinstance(layer, TrainedLinear)
+    ]
+    return max(map(float, gaps), default=0.0)
+
+
+def execute(run: Run, options: argparse.Namespace, accelerator: Accelerator, steps: int, stop: float = np.inf) -> dict:
+    """Train and measure one run; raises TimeoutError after ``stop``."""
+    started = time.monotonic()
+    model, teacher = student(run, options.results).to(accelerator.device), tutorial.load().to(accelerator.device)
+    teacher.requires_grad_(False)
+    texts = held_out(options.judge, options.evaluated)
+    result: dict = {"run": asdict(run), "steps": steps, "before": measure(model, texts, teacher)}
+    with alone(options.results / "float"):
+        path = options.results / "float"
+        if not path.is_file():
+            atomic_write(path, json.dumps(measure(teacher, texts, teacher)).encode())
+    if run.recipe != "none":
+        if run.text == "real":
+            tokens, share = read_tokens(options.payload / "tokens.safetensors"), SHARE
+        else:  # whole windows
+            tokens = list(generated(options, teacher).numpy())
+            share = [1 / len(tokens)] * len(tokens)
+        rate, step_rate, rest_rate = result["rates"] = run.rates
+        optimizer = torch.optim.AdamW(
+            parameter_groups(model, rate, step_rate=step_rate, rest_rate=rest_rate), betas=(0.9, 0.95),
+            fused=accelerator.device.type == "cuda",
+        )  # fmt: skip
+        wrapped, optimizer = accelerator.prepare(model, optimizer)
+        loss = objective(wrapped, run.loss, teacher)
+
+        def loss_of_step(step: int) -> Tensor:
+            windows = random_windows(
+                tokens, share, batch=options.batch, length=options.length, seed=run.seed, step=step
+            )
+            with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=options.half):
+                return loss(my_rows(windows, accelerator))
+
+        curve, checkpoint = [], options.results / f"{run.name}.state" if options.run else None
+        begun = time.monotonic()
+        rows = train(
+            wrapped, loss_of_step, [optimizer], steps=steps, warmup=max(1, steps // 20), decay=0.8,
+            checkpoint=checkpoint, every=options.every, accelerator=accelerator,
+        )  # fmt: skip
+        silent = not options.run or not accelerator.is_main_process
+        with ProgressBar(run.name, silent=silent) as progress:
+            for _, row in zip(progress(list(range(steps))), rows, strict=False):
+                curve.append(row["loss"])
+                if time.monotonic() > stop:
+                    raise TimeoutError(run.name)
+                if options.run and accelerator.is_main_process:
+                    with (options.results / f"{run.name}.curve.jsonl").open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+        result["milliseconds_a_step"] = 1000 * (time.monotonic() - begun) / max(1, len(curve))
+        size = max(1, len(curve) // 60)
+        result["curve"] = [float(np.mean(curve[i : i + size])) for i in range(0, len(curve), size)]
+        accelerator.free_memory()
+    result["bits_per_weight"] = bits_per_weight(model)
+    result["weight_gap"] = weight_gap(model)
+    if run.recipe not in ("float", "none"):
+        model = convert(model) if run.recipe.startswith(("low_rank", "nf4")) else model
+        result["after"] = measure(model, texts, teacher)
+    elif run.recipe == "float":
+        result["after"] = measure(model, texts, teacher)
+    result["seconds"] = time.monotonic() - started
+    return result
+
+
+def generated(options: argparse.Namespace, teacher: nn.Module) -> Tensor:
+    """Text of the float model's own, ``[windows, length]``."""
+    path = options.results / "generated.safetensors"
+    with alone(path):
+        if not path.is_file():
+            with torch.autocast(teacher.device.type, torch.bfloat16, enabled=options.half):  # type: ignore[arg-type]
+                windows = generate_windows(teacher, options.generated, options.length, batch=options.generated)
+            part = path.with_suffix(".part")
+            save_file({"ids": windows}, part)
+            part.replace(path)
+    return load_file(path)["ids"]
+
+
+# ---- many runs
+
+
+def worker(options: argparse.Namespace, todo: list[tuple[Run, int]], counter: object, begun: float) -> None:
+    """Take runs from the list until it is empty or there is no time for another."""
+    use_rates(options)
+    torch.set_num_threads(1)
+    accelerator = Accelerator(cpu=options.device == "cpu")
+    longest = 0.0
+    while True:
+        with counter.get_lock():  # type: ignore[attr-defined]
+            index = counter.value  # type: ignore[attr-defined]
+            counter.value += 1  # type: ignore[attr-defined]
+        if index >= len(todo):
+            return
+        run, steps = todo[index]
+        path, left = options.results / f"{run.name}.json", options.time_limit - (time.monotonic() - begun)
+        if path.is_file() or left < max(longest, 5):
+            continue
+        started = time.monotonic()
+        try:
+            result = execute(run, options, accelerator, steps, begun + options.time_limit)
+        except TimeoutError:
+            print(f"{run.name}: no time left", flush=True)
+            continue
+        if run.recipe != "none" and steps > 10:
+            longest = max(longest, time.monotonic() - started)
+        atomic_write(path, json.dumps(result).encode())
+        shown = result.get("after", result["before"])["bits_per_byte"]
+        print(f"{time.monotonic() - begun:6.1f} s  {run.name:36}", *(f"{shown[d]:.4f}" for d in DOMAINS),
+              f"{result.get('milliseconds_a_step', 0):.1f} ms a step, {result['seconds']:.1f} s", flush=True)  # fmt: skip
+
+
+def device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
+
+
+def collect(options: argparse.Namespace) -> None:
+    """One file of everything that has a result."""
+    listed = [run for run, _ in smoke_runs()] if options.smoke else runs()
+    found = {run.name: options.results / f"{run.name}.json" for run in listed}
+    values = {name: _rounded(json.loads(path.read_text())) for name, path in found.items() if path.is_file()}
+    exact = _rounded(json.loads((options.results / "float").read_text()))
+    record = {
+        "name": "quantization_aware",
+        "what": "Bits per byte of the shipped model on the whole held-out text before and after training under "
+        "quantisation, by run; 'before' is what the solver that it starts from gives",
+        "values": {"float": exact, "runs": values},
+        "command": f"python studies/quantization_aware.py --payload PAYLOAD --results RESULTS --steps {options.steps} "
+        f"--batch {options.batch} --processes {options.processes}",
+        "device": device_name(),
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "seed": sorted({value["run"]["seed"] for value in values.values()}),
+        "cheap": False,
+    }
+    atomic_write(options.collect, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def _rounded(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_rounded(inner) for inner in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--payload", type=Path, help="folder of the training tokens")
+    parser.add_argument("--export", type=Path, help="folder that tutorial_corpus.py filled: write the payload from it")
+    parser.add_argument("--results", type=Path, help="folder of results, one file a run")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--batch", type=int, default=16, help="windows a step")
+    parser.add_argument("--length", type=int, default=512, help="tokens a window")
+    parser.add_argument("--time-limit", type=float, default=1e9, help="seconds after which no run is begun")
+    parser.add_argument("--run", help="only the run of this name, resumably; works under torchrun")
+    parser.add_argument("--every", type=int, default=100, help="steps between two checkpoints, with --run")
+    parser.add_argument("--smoke", action="store_true", help="every method for a few steps, and a sweep of rates")
+    parser.add_argument("--judge", default="evaluation", choices=("evaluation", "calibration"), help="text measured")
+    parser.add_argument("--evaluated", type=int, help="tokens of a domain that are measured (all)")
+    parser.add_argument("--generated", type=int, default=GENERATED, help="windows that the model writes")
+    parser.add_argument("--full", dest="half", action="store_false", help="float32 in place of bfloat16 autocast")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu"))
+    parser.add_argument("--collect", type=Path, help="write the recorded file from the results, at the end")
+    parser.add_argument(
+        "--rates", type=json.loads, default={}, help='other peak rates, as \'{"2": 1e-3, "steps": 1e-3}\''
+    )
+    options = parser.parse_args()
+    use_rates(options)
+    if options.smoke:
+        options.judge, options.evaluated, options.generated = "calibration", 16384, 256
+    return options
+
+
+def main() -> None:
+    options = parse()
+    if options.export:
+        export(options.export, options.payload)
+        return
+    options.results.mkdir(parents=True, exist_ok=True)
+    if options.run:
+        (run,) = [run for run in runs() if run.name == options.run]
+        accelerator = Accelerator(cpu=options.device == "cpu")
+        result = execute(run, options, accelerator, options.steps)
+        if accelerator.is_main_process:
+            atomic_write(options.results / f"{run.name}.json", json.dumps(result).encode())
+        accelerator.end_training()
+    elif options.payload:
+        many(options)
+    if options.collect:
+        collect(options)
+
+
+def many(options: argparse.Namespace) -> None:
+    begun = time.monotonic()
+    todo = smoke_runs() if options.smoke else [(run, options.steps) for run in runs()]
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    context = multiprocessing.get_context("spawn")  # a forked process cannot use the GPU once its parent has looked
+    counter = context.Value("i", 0)
+    workers = [context.Process(target=worker, args=(options, todo, counter, begun)) for _ in range(options.processes)]
+    for process in workers:
+        process.start()
+    for process in workers:
+        process.join()
+    print(f"{time.monotonic() - begun:.0f} s, {len(list(options.results.glob('*.json')))} results", flush=True)
+
+
+if __name__ == "__main__":
+    main()
