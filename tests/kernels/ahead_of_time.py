@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -227,8 +228,7 @@ def w4a16_calls() -> Iterator[Variant]:
         zero_point = empty(N, K // group, dtype=UINT8) if zeros else None
         weight = (empty(N, K * bits // 32, dtype=INT32), empty(N, K // group), zero_point)
 
-        def call(x=empty(rows, K, dtype=dtype), weight=weight, group=group, bits=bits):
-            w4a16.w4a16(x, *weight, group_size=group, bits=bits)
+        call = partial(w4a16.w4a16, empty(rows, K, dtype=dtype), *weight, group_size=group, bits=bits)
 
         options = {
             "rows": rows,
@@ -254,8 +254,7 @@ def eight_bit_calls() -> Iterator[Variant]:
             operands = empty(rows, K, dtype=dtype), empty(N, K, dtype=dtype)
             scales = empty(rows, dtype=FP32), empty(N, dtype=FP32)
 
-            def call(function=module, arguments=(*operands, *scales)):
-                function(*arguments)
+            call = partial(module, *operands, *scales)
 
             def turn(c: dict[str, Any]) -> int:
                 return c["OUTPUTS"] * c["COLUMNS"] * c.get("BLOCKS", 1)
@@ -274,7 +273,7 @@ def mxfp4_calls() -> Iterator[Variant]:
             return c["OUTPUTS"] * c["COLUMNS"]
 
         yield Variant(
-            "mxfp4", {"rows": rows}, lambda x=empty(rows, K): mxfp4.mxfp4(x, *weight), "bf16", turn,
+            "mxfp4", {"rows": rows}, partial(mxfp4.mxfp4, empty(rows, K), *weight), "bf16", turn,
             lambda c: turn(c) / 2, core=rows == 16,
         )  # fmt: skip
 
@@ -284,7 +283,7 @@ def quantize_calls() -> Iterator[Variant]:
         for norm in (None, empty(columns)):
             yield Variant(
                 "quantize_activations", {"columns": columns, "norm": norm is not None},
-                lambda x=empty(64, columns), norm=norm: quantize_activations.quantize_activations(x, norm=norm),
+                partial(quantize_activations.quantize_activations, empty(64, columns), norm=norm),
                 None, lambda c: c["BLOCK"], lambda c: 0, core=columns == 4096 and norm is None,
             )  # fmt: skip
 
@@ -304,7 +303,7 @@ def codebook_calls() -> Iterator[Variant]:
 
             yield Variant(
                 "codebook", {"bits": bits, "rows": rows, "dtype": str(dtype).removeprefix("torch.")},
-                lambda x=empty(rows, K, dtype=dtype), weight=weight: codebook.codebook(x, *weight),
+                partial(codebook.codebook, empty(rows, K, dtype=dtype), *weight),
                 None if rows == 1 else NAMES[dtype], turn, stream,
                 core=dtype == BF16 and bits in (4, 5, 8) and rows < 512,
             )  # fmt: skip
@@ -321,7 +320,7 @@ def sparse_24_calls() -> Iterator[Variant]:
 
             yield Variant(
                 "sparse_24", {"rows": rows, "dtype": str(dtype).removeprefix("torch.")},
-                lambda x=empty(rows, K, dtype=dtype), weight=weight: sparse_24.sparse_24(x, *weight),
+                partial(sparse_24.sparse_24, empty(rows, K, dtype=dtype), *weight),
                 None if rows == 1 else NAMES[dtype], turn, lambda c: 2 * turn(c), core=dtype == BF16,
             )  # fmt: skip
 
@@ -338,7 +337,7 @@ def block_sparse_calls() -> Iterator[Variant]:
         for rows in (16, 512):
             yield Variant(
                 "block_sparse", {"block": size, "rows": rows},
-                lambda x=empty(rows, K), weight=weight: block_sparse.block_sparse(x, *weight),
+                partial(block_sparse.block_sparse, empty(rows, K), *weight),
                 "bf16", lambda c: c["SIZE"] ** 2, lambda c: 2 * c["SIZE"] ** 2, core=size == 64,
             )  # fmt: skip
 
@@ -350,7 +349,7 @@ def huffman_calls() -> Iterator[Variant]:
         rest = (empty(2**bits, dtype=INT16), empty(symbols, dtype=UINT8) if raw else None)
         yield Variant(
             "huffman", {"table_bits": bits, "out": "bfloat16" if raw else "uint8"},
-            lambda rest=rest: huffman.huffman(*stream, *rest, symbols=symbols, chunk=chunk),
+            partial(huffman.huffman, *stream, *rest, symbols=symbols, chunk=chunk),
             None, lambda c: 16 * c["LANES"], lambda c, raw=raw: 16 * c["LANES"] if raw else 0, core=bits == 10,
         )  # fmt: skip
 
@@ -362,14 +361,14 @@ def hadamard_calls() -> Iterator[Variant]:
                 continue
             yield Variant(
                 "hadamard", {"n": n, "dtype": str(dtype).removeprefix("torch.")},
-                lambda x=empty(2**23 // n, n, dtype=dtype): hadamard.hadamard(x),
+                partial(hadamard.hadamard, empty(2**23 // n, n, dtype=dtype)),
                 "bf16", lambda c: c["A"] * c["B"] if "A" in c else c["ROWS"] * c["SIDE"],
                 lambda c, dtype=dtype: dtype.itemsize * (c["A"] * c["B"] if "A" in c else c["ROWS"] * c["SIDE"]),
                 core=n in (128, 4096) and dtype == BF16,
             )  # fmt: skip
     yield Variant(
         "hadamard", {"n": 12 * 1024, "dtype": "bfloat16", "factor": 12},
-        lambda: hadamard.hadamard(empty(256, 12 * 1024), empty(12, 12, dtype=FP32)),
+        partial(hadamard.hadamard, empty(256, 12 * 1024), empty(12, 12, dtype=FP32)),
         "bf16", lambda c: c.get("A", 0) * c.get("B", 0), lambda c: 0, core=False,
     )  # fmt: skip
 
@@ -417,9 +416,9 @@ def rows_of(targets: list[str], everything: bool, kernels: set[str]) -> Iterator
         for calls in CALLS:
             for variant in calls():
                 capability = target_of(name).arch if name.isdigit() else 80
-                if (everything or variant.core) and capability >= variant.least:
-                    if not kernels or variant.kernel in kernels:
-                        yield from measured(variant, name)
+                wanted = (everything or variant.core) and (not kernels or variant.kernel in kernels)
+                if wanted and capability >= variant.least:
+                    yield from measured(variant, name)
 
 
 if __name__ == "__main__":
