@@ -11,10 +11,14 @@ try:
     import triton.language as tl
 
     jit = triton.jit
+    constexpr = tl.constexpr
     # True on CPU under TRITON_INTERPRET=1. `jit` reads the variable when it decorates, so both are fixed on import.
     INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 except ImportError:
     triton = tl = INTERPRETED = None
+
+    def constexpr(value: Any) -> Any:
+        return value
 
     def jit(function: Callable[..., Any]) -> Callable[..., Any]:
         return function
@@ -34,3 +38,14 @@ def round_to(value, dtype: tl.constexpr):
         bits += 0x7FFF + ((bits >> 16) & 1)
         return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
     return value.to(dtype)
+
+
+@jit
+def wait_for_previous():
+    """For kernels launched with ``launch_pdl=True``: they start while the previous kernel ends, and wait here for it.
+
+    Nothing may be read or written before. Launched otherwise, both instructions do nothing.
+    """
+    if not INTERPRETED:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()

@@ -14,10 +14,16 @@ Layout (compressed-tensors' ``pack-quantized``, ``reference``'s own): row ``n`` 
 
     W[n, k] = scale[n, g] · (u[n, k] - zero_point[n, g])
 
-Two kernels, because the bound moves. One row of activations does two flops per weight, so the weight's bytes and
-the instructions that unpack them decide: `_one_row` spends one mask, one conversion and one fused multiply-add
-per weight, without tensor cores. From two rows on, `_tile` feeds tensor cores; where rows are few it splits K over
-programs, whose partial sums are added in a fixed order: the result is the same in every run.
+Three kernels, because the bound moves. With few rows, an H100 that reads 3 TB/s has time for fewer than six
+instructions per weight, so the instructions that unpack decide. `few_rows` (this one and `one_row` are in `_few_rows`) takes two and a half to
+three: it unpacks two codes at a time in the registers from which the tensor cores take them. `one_row` needs no tensor
+cores and no assembly: one mask, one conversion, one fused multiply-add; it serves groups below 128 columns and
+float32. With many rows the arithmetic decides, and `_tile` unpacks a block once for all of its rows; where the
+blocks are fewer than the processors it splits K over programs, whose partial sums are added in a fixed order: the
+result is the same in every run.
+
+2-bit codes lie likewise, sixteen a word (``bits=2``). 3-bit codes do not fit: eight of them fill three bytes, so no
+load of a thread's share is aligned.
 """
 
 # mypy: allow-untyped-defs
@@ -28,12 +34,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._triton import INTERPRETED, jit, require_triton, round_to, tl, triton
+from ._checks import FLOATS, check_shape, check_tensors
+from ._few_rows import few_rows, one_row
+from ._splits import add_splits, splits_for
+from ._triton import INTERPRETED, jit, round_to, tl, triton
 
 NIBBLES = 8  # codes in a word
 QUAD = 32  # codes in 16 bytes, the most that one thread loads at once; a group holds whole quads
-FEW_ROWS = 16
-FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+BLOCK = 128  # columns that `few_rows` multiplies at a time: eight products of 16, the least K of the tensor cores
 
 
 class Tile(NamedTuple):
@@ -49,55 +57,54 @@ class Tile(NamedTuple):
     stages: int
 
 
-FEW = Tile(rows=16, outputs=128, columns=128, warps=4, stages=4)
+class Few(NamedTuple):
+    """How `few_rows` works: rows and outputs of a program, blocks of 128 columns a turn, warps, stages.
+
+    ``early``: launched while the previous kernel still ends (programmatic dependent launch, capability 9.0).
+
+    Chapter: none (the kernels chapter is to come)
+    """
+
+    rows: int
+    outputs: int
+    blocks: int
+    warps: int
+    stages: int
+    early: bool = False
+
+
+class OneRow(NamedTuple):
+    """How `one_row` works: outputs of a program, quads of columns a turn, warps, stages.
+
+    Chapter: none (the kernels chapter is to come)
+    """
+
+    outputs: int
+    quads: int
+    warps: int
+    stages: int
+
+
+Plan = Few | OneRow | Tile
+
+#: The kernels' settings by rows of x and outputs, each up to the number given; replaced by what a card measures best.
+FEW_ROWS: list[tuple[int, int, Few]] = [
+    (1, 8192, Few(rows=8, outputs=16, blocks=8, warps=8, stages=3)),
+    (1, 2**31, Few(rows=8, outputs=32, blocks=4, warps=4, stages=3)),
+    (8, 8192, Few(rows=8, outputs=16, blocks=8, warps=8, stages=3)),
+    (8, 2**31, Few(rows=8, outputs=32, blocks=4, warps=4, stages=3)),
+    (16, 2**31, Few(rows=16, outputs=32, blocks=4, warps=4, stages=3)),
+]
+PADDED = Tile(rows=16, outputs=128, columns=128, warps=4, stages=4)
 SOME = Tile(rows=64, outputs=128, columns=64, warps=4, stages=3)
 MANY = Tile(rows=128, outputs=128, columns=64, warps=8, stages=3)
 FLOAT32 = Tile(rows=16, outputs=128, columns=64, warps=4, stages=3)  # supported, not tuned: larger tiles spill
-ONE_ROW_OUTPUTS, ONE_ROW_QUADS, ONE_ROW_WARPS, ONE_ROW_STAGES = 16, 64, 4, 3
-
-
-@jit
-def _nibble(words, t: tl.constexpr):
-    """Code ``t`` of each word times 16^t, in fp32: masked where it lies, so that no shift is needed."""
-    return (words & (15 << (4 * t))).to(tl.float32)
-
-
-@jit
-def _one_row(
-    x, packed, scale, zero_point, y, N, K, WORDS, GROUPS,
-    G: tl.constexpr, OUTPUTS: tl.constexpr, QUADS: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    n = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
-    quad = tl.arange(0, QUADS)
-    word = tl.arange(0, QUADS * 4)
-    column = tl.arange(0, QUADS * 32)
-    undo = ((127 - 4 * (column % 8)) << 23).to(tl.float32, bitcast=True)  # 16^-t: bits of a power of two
-    total = tl.zeros((OUTPUTS, QUADS), tl.float32)
-    # num_stages on the loop itself: without a dot inside, the compiler prefetches only where it is told to.
-    for w0 in tl.range(0, WORDS, QUADS * 4, num_stages=STAGES):
-        inside = (n < N)[:, None] & (w0 + word < WORDS)[None, :]
-        words = tl.load(packed + n[:, None] * WORDS + (w0 + word)[None, :], mask=inside, other=0)
-        words = words.to(tl.uint32, bitcast=True)
-        xs = tl.load(x + w0 * 8 + column, mask=w0 * 8 + column < K, other=0.0).to(tl.float32)
-        # join adds a last axis of two: the bits of t from low to high become k's from last axis to first.
-        even = tl.join(tl.join(_nibble(words, 0), _nibble(words, 4)), tl.join(_nibble(words, 2), _nibble(words, 6)))
-        odd = tl.join(tl.join(_nibble(words, 1), _nibble(words, 5)), tl.join(_nibble(words, 3), _nibble(words, 7)))
-        codes = tl.reshape(tl.join(even, odd), (OUTPUTS, QUADS * 32))
-        products = tl.sum(tl.reshape(codes * (xs * undo)[None, :], (OUTPUTS, QUADS, 32)), axis=2)
-        sums = tl.sum(tl.reshape(xs, (QUADS, 32)), axis=1)
-        # Σ (u - z) x = Σ u x - z Σ x: the zero point costs one multiplication a quad, and Σ x serves all outputs.
-        q = w0 // 4 + quad
-        group = n[:, None] * GROUPS + (q * 32 // G)[None, :]
-        inside = (n < N)[:, None] & (q * 32 < K)[None, :]
-        s = tl.load(scale + group, mask=inside, other=0.0).to(tl.float32)
-        z = 8.0 if zero_point is None else tl.load(zero_point + group, mask=inside, other=0).to(tl.float32)
-        total += s * (products - z * sums[None, :])
-    tl.store(y + n, round_to(tl.sum(total, axis=1), y.dtype.element_ty), mask=n < N)
+ONE_ROW = OneRow(outputs=16, quads=64, warps=4, stages=3)
 
 
 @jit
 def _exact(codes, dtype: tl.constexpr):
-    """Codes 0…15 as ``dtype``, all raised by the same power of two, whose last mantissa bit is worth one.
+    """Codes as ``dtype``, all raised by the same power of two, whose last mantissa bit is worth one.
 
     OR-ing the code into that mantissa replaces an integer conversion, which runs at a quarter of the rate or less;
     the raise cancels in ``u - z``.
@@ -115,7 +122,7 @@ def _exact(codes, dtype: tl.constexpr):
 @jit
 def _tile(
     x, packed, scale, zero_point, y, M, N, K, WORDS, GROUPS, STRIDE, BLOCKS,
-    G: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr,
+    BITS: tl.constexpr, G: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     first_row = tl.program_id(1) * ROWS
     x += first_row.to(tl.int64) * STRIDE
@@ -123,25 +130,27 @@ def _tile(
     m = tl.arange(0, ROWS)
     n = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     column = tl.arange(0, COLUMNS)
-    word = tl.arange(0, COLUMNS // 8)
+    word = tl.arange(0, COLUMNS * BITS // 32)
     m_inside = m < M - first_row
     n_inside = n < N
     total = tl.zeros((OUTPUTS, ROWS), tl.float32)
     first = tl.program_id(2) * BLOCKS
     for block in range(first, min(first + BLOCKS, tl.cdiv(K, COLUMNS))):
         k = block * COLUMNS + column
-        w = block * (COLUMNS // 8) + word
+        w = block * (COLUMNS * BITS // 32) + word
         inside = n_inside[:, None] & (w < WORDS)[None, :]
         words = tl.load(packed + n[:, None] * WORDS + w[None, :], mask=inside, other=0)
         xs = tl.load(x + m[None, :] * STRIDE + k[:, None], mask=m_inside[None, :] & (k < K)[:, None], other=0.0)
-        # join keeps a word's eight codes in the thread that loaded it: no way through shared memory before unpacking.
+        # join keeps a word's codes in the thread that loaded it: no way through shared memory before unpacking.
         words = tl.join(words, words >> 16)
         words = tl.join(words, words >> 8)
         words = tl.join(words, words >> 4)
-        codes = tl.reshape(words, (OUTPUTS, COLUMNS)) & 15
+        if BITS == 2:
+            words = tl.join(words, words >> 2)
+        codes = tl.reshape(words, (OUTPUTS, COLUMNS)) & ((1 << BITS) - 1)
         group = n * GROUPS + (block * COLUMNS) // G
         if zero_point is None:
-            zero = tl.full((1, 1), 8, tl.int32)
+            zero = tl.full((1, 1), 1 << (BITS - 1), tl.int32)
         else:
             zero = tl.load(zero_point + group, mask=n_inside, other=0).to(tl.int32)[:, None]
         weights = _exact(codes, xs.dtype) - _exact(zero, xs.dtype)
@@ -154,60 +163,55 @@ def _tile(
     tl.store(y + m[None, :] * N + n[:, None], out, mask=m_inside[None, :] & n_inside[:, None])
 
 
-@jit
-def _add_splits(partial, y, SPLITS, SIZE, BLOCK: tl.constexpr):
-    """y = Σ over the first axis of ``partial [SPLITS, SIZE]``, always in the same order."""
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros((BLOCK,), tl.float32)
-    for split in range(SPLITS):
-        total += tl.load(partial + split * SIZE + i, mask=i < SIZE, other=0.0)
-    tl.store(y + i, round_to(total, y.dtype.element_ty), mask=i < SIZE)
-
-
-def tile_for(rows: int, columns: int, group_size: int, dtype: torch.dtype) -> Tile:
-    """The tile for ``rows`` rows of x, narrowed until a block of columns lies within one group.
+def plan_for(rows: int, outputs: int, columns: int, group_size: int, dtype: torch.dtype, bits: int = 4) -> Plan:
+    """How to multiply ``rows`` rows of x: the kernel and its settings.
 
     Chapter: none (the kernels chapter is to come)
     """
-    tile = FEW if rows <= FEW_ROWS else SOME if rows <= SOME.rows else MANY
+    fits = dtype != torch.float32 and columns >= BLOCK and (group_size % BLOCK == 0 or group_size == columns)
+    if fits and torch.version.hip is None:  # the assembly is NVIDIA's
+        for most_rows, most_outputs, few in FEW_ROWS:
+            if rows <= most_rows and outputs <= most_outputs:
+                return few
+    if rows == 1 and bits == 4:
+        return ONE_ROW._replace(quads=min(ONE_ROW.quads, max(8, triton.next_power_of_2(triton.cdiv(columns, QUAD)))))
+    tile = PADDED if rows <= PADDED.rows else SOME if rows <= SOME.rows else MANY
     if dtype == torch.float32:
         tile = FLOAT32
     if group_size == columns:
         return tile
-    return tile._replace(columns=min(tile.columns, group_size & -group_size))
+    return tile._replace(columns=min(tile.columns, group_size & -group_size))  # a block lies within a group
 
 
-def splits_for(rows: int, outputs: int, columns: int, tile: Tile) -> int:
-    """Into how many programs each tile's sum over K is split.
-
-    As many as give 256 programs (about two for each multiprocessor of an H100), as long as the fp32 partial sums
-    (8 bytes written and read, per row, output and split) stay below a quarter of the weight's bytes.
-
-    Chapter: none (the kernels chapter is to come)
-    """
-    programs = triton.cdiv(outputs, tile.outputs) * triton.cdiv(rows, tile.rows)
-    return max(1, min(triton.cdiv(256, programs), columns // (64 * rows), triton.cdiv(columns, tile.columns)))
-
-
-def w4a16(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor | None = None, *, group_size: int) -> Tensor:
+def w4a16(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None = None,
+    *,
+    group_size: int,
+    bits: int = 4,
+    plan: Plan | None = None,
+) -> Tensor:
     r""":math:`Y = X W^\top` with ``W[n, k] = scale[n, k // G] * (u[n, k] - zero_point[n, k // G])``, ``u`` packed.
 
-    ================  ====================  =============================================================
+    ================  ====================  ==============================================================
     argument          shape                 dtype and layout
-    ================  ====================  =============================================================
+    ================  ====================  ==============================================================
     ``x``             ``[M, K]``            float16, bfloat16 or float32; stride 1 along K, any along M
-    ``packed``        ``[N, K / 8]``        int32, contiguous; eight codes a word, first in the lowest bits
+    ``packed``        ``[N, K bits / 32]``  int32, contiguous; ``32 / bits`` codes a word, first in the lowest
     ``scale``         ``[N, K / G]``        float16, bfloat16 or float32, contiguous
-    ``zero_point``    ``[N, K / G]``        uint8 codes 0…15, contiguous; None: 8 everywhere (symmetric)
+    ``zero_point``    ``[N, K / G]``        uint8 codes, contiguous; None: ``2^(bits-1)`` everywhere (symmetric)
     returns           ``[M, N]``            as ``x``, contiguous
-    ================  ====================  =============================================================
+    ================  ====================  ==============================================================
 
     Sums are in fp32 and the same in every run. Weights enter them as whole numbers ``u - z``, exact in every dtype;
     float32 ``x`` is supported, not tuned: it takes three TF32 products, in tiles of 16 rows.
 
-    Roofline: ``N K / 2 + 3 N K / G`` bytes of weight, scale and zero point (``2 N K / G`` without), ``2 (M K + M N)``
-    of activations; ``2 M N K`` flops. At M = 1 and G = 128 that is 3.8 times fewer bytes than bfloat16, the ceiling
-    of its speed-up. Weights arrive 16 bytes a load where K is a multiple of 128, otherwise in smaller pieces.
+    Roofline: ``N K bits / 8 + 3 N K / G`` bytes of weight, scale and zero point (``2 N K / G`` of scale without),
+    ``2 (M K + M N)`` of activations; ``2 M N K`` flops. At M = 1, G = 128 and 4 bits that is 3.8 times fewer bytes than
+    bfloat16, the ceiling of its speed-up. Weights arrive 16 bytes a load where K is a multiple of 128, otherwise in
+    smaller pieces.
 
     Args:
         x: activations. Values below 2^-98 in magnitude may count as zero; Inf or NaN make their row non-finite.
@@ -215,10 +219,12 @@ def w4a16(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor | None = 
         scale: one scale per group.
         zero_point: one code per group, or None.
         group_size: G, columns that share a scale: a multiple of 32 that divides K, or K itself.
+        bits: 4 or 2.
+        plan: the kernel and its settings, to measure one; None: what ``plan_for`` chooses.
 
     Raises:
         TypeError: a dtype is none of the above.
-        ValueError: shapes, strides, devices or ``group_size`` do not fit.
+        ValueError: shapes, strides, devices, ``group_size`` or ``bits`` do not fit.
         ImportError: Triton is not installed.
 
     No gradient flows through it. Source: the layout is compressed-tensors' ``pack-quantized``; codes OR-ed into a
@@ -227,101 +233,95 @@ def w4a16(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor | None = 
 
     Chapter: none (the kernels chapter is to come)
     """
-    require_triton()
-    _check(x, packed, scale, zero_point, group_size)
+    _check(x, packed, scale, zero_point, group_size, bits)
     (rows, columns), outputs = x.shape, packed.shape[0]
     y = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
     if y.numel() == 0:
         return y
     weight = (packed, scale, zero_point)
+    plan = plan or plan_for(rows, outputs, columns, group_size, x.dtype, bits)
     with torch.cuda.device_of(x):
-        if rows == 1:
-            _launch_one_row(x, weight, y, group_size)
+        if isinstance(plan, OneRow):
+            _launch_one_row(x, weight, y, group_size, plan)
             return y
-        tile = tile_for(rows, columns, group_size, x.dtype)
-        splits = splits_for(rows, outputs, columns, tile)
+        if isinstance(plan, Few):
+            _launch_few(x, weight, y, group_size, bits, plan)
+            return y
+        splits = splits_for(rows, outputs, columns, plan[:3])
         if splits == 1:
-            _launch_tile(x, weight, y, group_size, tile, splits)
+            _launch_tile(x, weight, y, group_size, bits, plan, splits)
             return y
         partial = torch.empty((splits, rows, outputs), dtype=torch.float32, device=x.device)
-        _launch_tile(x, weight, partial, group_size, tile, splits)
-        _add_splits[(triton.cdiv(y.numel(), 1024),)](partial, y, splits, y.numel(), BLOCK=1024)
+        _launch_tile(x, weight, partial, group_size, bits, plan, splits)
+        add_splits[(triton.cdiv(y.numel(), 1024),)](partial, y, splits, y.numel(), BLOCK=1024)
     return y
 
 
 Weight = tuple[Tensor, Tensor, "Tensor | None"]  # packed, scale, zero_point
 
 
-def quads_for(columns: int) -> int:
-    """Quads of columns in one pass of `_one_row`: all of a short row, so that few lanes are idle.
+def _launch_few(x: Tensor, weight: Weight, y: Tensor, group_size: int, bits: int, plan: Few) -> None:
+    (rows, columns), outputs = x.shape, y.shape[1]
+    packed, scale, zero_point = weight
+    units = packed if bits == 4 else packed.view(torch.int16)
+    grid = (triton.cdiv(outputs, plan.outputs), triton.cdiv(rows, plan.rows))
+    even = outputs % plan.outputs == 0 and columns % (BLOCK * plan.blocks) == 0
+    few_rows[grid](
+        x, units, scale, zero_point, y, rows, outputs, columns, columns // 8, scale.shape[1], x.stride(0),
+        BITS=bits, G=group_size, ROWS=plan.rows, OUTPUTS=plan.outputs, COLUMNS=BLOCK, BLOCKS=plan.blocks,
+        STAGES=plan.stages, ONE=rows == 1, EVEN=even, EARLY=plan.early, num_warps=plan.warps,
+        **({"launch_pdl": True} if plan.early else {}),
+    )  # fmt: skip
 
-    Chapter: none (the kernels chapter is to come)
-    """
-    return min(ONE_ROW_QUADS, max(8, triton.next_power_of_2(triton.cdiv(columns, QUAD))))
 
-
-def _launch_one_row(x: Tensor, weight: Weight, y: Tensor, group_size: int) -> None:
+def _launch_one_row(x: Tensor, weight: Weight, y: Tensor, group_size: int, plan: OneRow) -> None:
     columns, outputs, groups = x.shape[1], y.shape[1], weight[1].shape[1]
-    _one_row[(triton.cdiv(outputs, ONE_ROW_OUTPUTS),)](
+    one_row[(triton.cdiv(outputs, plan.outputs),)](
         x, *weight, y, outputs, columns, columns // NIBBLES, groups,
-        G=group_size, OUTPUTS=ONE_ROW_OUTPUTS, QUADS=quads_for(columns), STAGES=ONE_ROW_STAGES,
-        num_warps=ONE_ROW_WARPS,
+        G=group_size, OUTPUTS=plan.outputs, QUADS=plan.quads, STAGES=plan.stages, num_warps=plan.warps,
     )  # fmt: skip
 
 
-def _launch_tile(x: Tensor, weight: Weight, y: Tensor, group_size: int, tile: Tile, splits: int) -> None:
+def _launch_tile(
+    x: Tensor, weight: Weight, y: Tensor, group_size: int, bits: int, plan: Tile, splits: int
+) -> None:  # fmt: skip
     (rows, columns), outputs, groups = x.shape, y.shape[-1], weight[1].shape[1]
-    blocks = triton.cdiv(triton.cdiv(columns, tile.columns), splits)
-    grid = (triton.cdiv(outputs, tile.outputs), triton.cdiv(rows, tile.rows), splits)
+    blocks = triton.cdiv(triton.cdiv(columns, plan.columns), splits)
+    grid = (triton.cdiv(outputs, plan.outputs), triton.cdiv(rows, plan.rows), splits)
     _tile[grid](
-        x, *weight, y, rows, outputs, columns, columns // NIBBLES, groups, x.stride(0), blocks,
-        G=group_size, ROWS=tile.rows, OUTPUTS=tile.outputs, COLUMNS=tile.columns,
-        num_warps=tile.warps, num_stages=tile.stages,
+        x, *weight, y, rows, outputs, columns, columns * bits // 32, groups, x.stride(0), blocks,
+        BITS=bits, G=group_size, ROWS=plan.rows, OUTPUTS=plan.outputs, COLUMNS=plan.columns,
+        num_warps=plan.warps, num_stages=plan.stages,
     )  # fmt: skip
 
 
-def _check(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor | None, group_size: int) -> None:
+def _check(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor | None, group_size: int, bits: int) -> None:
     """Refuse by name what the kernels would read wrongly."""
-    tensors = {"x": x, "packed": packed, "scale": scale} | ({} if zero_point is None else {"zero_point": zero_point})
-    allowed = {"x": FLOATS, "packed": (torch.int32,), "scale": FLOATS, "zero_point": (torch.uint8,)}
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} was {type(tensor).__name__}, may be a torch.Tensor")
-        if tensor.dtype not in allowed[name]:
-            raise TypeError(f"{name} was {tensor.dtype}, may be {' or '.join(map(str, allowed[name]))}")
-        if tensor.dim() != 2:
-            raise ValueError(f"{name} had shape {list(tensor.shape)}, may have two axes")
-        if tensor.device != x.device:
-            raise ValueError(f"{name} was on {tensor.device}, may be on x's device, {x.device}")
-        if name != "x" and not tensor.is_contiguous():
-            raise ValueError(f"{name} had strides {tensor.stride()}, may be contiguous: call .contiguous()")
-    if x.device.type != "cuda" and not (INTERPRETED.value and x.device.type == "cpu"):
-        raise ValueError(
-            f"x was on {x.device}, may be on a CUDA device (on the CPU only in a process started with "
-            "TRITON_INTERPRET=1, for tests)"
-        )
+    if bits not in (2, 4):
+        raise ValueError(f"bits was {bits!r}, may be 2 or 4 (codes of 3 bits straddle words)")
+    check_tensors(
+        {
+            "x": (x, FLOATS, 2),
+            "packed": (packed, (torch.int32,), 2),
+            "scale": (scale, FLOATS, 2),
+            "zero_point": (zero_point, (torch.uint8,), 2),
+        }
+    )
     columns, outputs = x.shape[1], packed.shape[0]
-    if columns > 1 and x.stride(1) != 1:
-        raise ValueError(f"x had strides {x.stride()}, may have stride 1 along its last axis: call .contiguous()")
-    if x.shape[0] > 1 and x.stride(0) >= 2**24:
-        raise ValueError(f"x had row stride {x.stride(0)}, may have one below 2**24 (offsets in a tile are 32-bit)")
-    if columns == 0 or columns % NIBBLES:
-        raise ValueError(f"x had {columns} columns, may have a positive multiple of {NIBBLES} (the codes of a word)")
-    if packed.shape[1] != columns // NIBBLES:
+    codes = 32 // bits
+    if columns == 0 or columns % codes:
+        raise ValueError(f"x had {columns} columns, may have a positive multiple of {codes} (the codes of a word)")
+    if packed.shape[1] != columns // codes:
         raise ValueError(
-            f"packed had shape {list(packed.shape)}, may have {columns // NIBBLES} words a row: x has {columns} columns"
+            f"packed had shape {list(packed.shape)}, may have {columns // codes} words a row: x has {columns} columns"
         )
-    if packed.numel() >= 2**31:
-        raise ValueError(f"packed had {packed.numel()} words, may have fewer than 2**31 (offsets are 32-bit)")
+    if packed.numel() * codes // 8 >= 2**31:
+        raise ValueError(f"packed had {packed.numel()} words, may have fewer than 2**{29 + bits // 2} (32-bit offsets)")
     if isinstance(group_size, bool) or not isinstance(group_size, int):
         raise TypeError(f"group_size was {type(group_size).__name__}, may be an int")
     if group_size != columns and (group_size < QUAD or group_size % QUAD or columns % group_size):
         raise ValueError(
             f"group_size was {group_size}, may be {columns} (the whole row) or a multiple of {QUAD} that divides it"
         )
-    for name in ("scale", "zero_point"):
-        if name in tensors and tensors[name].shape != (outputs, columns // group_size):
-            raise ValueError(
-                f"{name} had shape {list(tensors[name].shape)}, may have {[outputs, columns // group_size]} "
-                f"for group_size {group_size}"
-            )
+    for name, tensor in (("scale", scale), ("zero_point", zero_point)):
+        check_shape(name, tensor, [outputs, columns // group_size], f"for group_size {group_size}")

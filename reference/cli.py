@@ -20,6 +20,7 @@ from reference.quantization import CalibrationWarning
 from reference.terminal import ProgressBar
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -215,25 +216,31 @@ def evaluate(
     tokens: Tokens = 16384,
     window: Window = 512,
     stride: Stride = None,
+    device: Annotated[
+        str, typer.Option(help="Where to compute: cpu, or cuda, where 4- and 8-bit layers run their Triton kernels.")
+    ] = "cpu",
     as_json: Json = False,
 ) -> None:
     """Perplexity and bits per byte of MODEL on held-out text, and its bytes on disk.
 
     Example: python -m reference evaluate small --against tutorial --json
+
+    Example: python -m reference evaluate small --device cuda
     """
     from reference import evaluation
     from reference.models import loading
 
     _without_progress_bars()
+    place = _device(device)
     folder = loading.resolve(model)
-    network, tokenizer = _load_any(folder), loading.load_tokenizer(folder)
+    network, tokenizer = _load_any(folder, place), loading.load_tokenizer(folder)
     if not _predicts(folder):
         raise ValueError(f"{model!r} does not predict tokens (an encoder?), so it has no perplexity")
     texts = _texts(text, tokenizer, tokens)
     quality = _losses(network, texts, window, stride, "evaluating")
     report: dict[str, Any] = {"model": model, "quality": quality, "bytes": _sizes(folder)}
     if against is not None:
-        original = _load_any(loading.resolve(against))
+        original = _load_any(loading.resolve(against), place)
         report["against"] = against
         for name, (ids, _) in texts.items():
             result = evaluation.agreement(network, original, ids, window=min(window, len(ids)))
@@ -324,13 +331,28 @@ def _describe(spec: "QuantizationSpec") -> str:
     return f"{spec.bits} bits, {'symmetric' if spec.symmetric else 'affine'}, {grouping}"
 
 
-def _load_any(folder: Path) -> "PreTrainedModel":
+def _load_any(folder: Path, device: "torch.device | None" = None) -> "PreTrainedModel":
     from reference import checkpoint
     from reference.models import loading
 
     loading.model_class(folder)
     quantised = "quantization_config" in json.loads((folder / "config.json").read_text())
-    return checkpoint.load(folder) if quantised else loading.load_float(folder)
+    model = checkpoint.load(folder) if quantised else loading.load_float(folder)
+    return model if device is None else model.to(device)  # type: ignore[arg-type]
+
+
+def _device(name: str) -> "torch.device":
+    import torch
+
+    try:
+        found = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device is {name!r}; it may be cpu, cuda or cuda:1") from None
+    if found.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device is {name!r}; it may be cpu, cuda or cuda:1")
+    if found.type == "cuda" and (not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count()):
+        raise ValueError(f"--device is {name!r}, but torch finds {torch.cuda.device_count()} CUDA devices here")
+    return found
 
 
 def _predicts(folder: Path) -> bool:

@@ -4,7 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from reference.coding.planes import pack_planes
 from reference.coding.weight_sharing import CodebookTensor
+from reference.int8 import kernels_serve
 
 
 class SharedWeight(nn.Module):
@@ -61,6 +63,9 @@ class SharedWeight(nn.Module):
 class CodebookLinear(nn.Module):
     """``y = x Wᵀ + b`` with a :class:`SharedWeight`.
 
+    On a CUDA device and where no gradient is asked for (``torch.no_grad()``), the Triton kernel
+    ``reference.kernels.codebook`` reads the indices packed; otherwise the dense weight is made and forgotten.
+
     Shape: ``[…, in_features]`` → ``[…, out_features]``.
 
     Chapter: pruning/deep_compression
@@ -70,6 +75,8 @@ class CodebookLinear(nn.Module):
         super().__init__()
         self.weight = SharedWeight(tensor)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+        self._packed: tuple[object, Tensor] | None = None
+        self._table: tuple[object, Tensor] | None = None
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, tensor: CodebookTensor) -> "CodebookLinear":
@@ -87,7 +94,27 @@ class CodebookLinear(nn.Module):
         return self.weight.tensor
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._fits_kernel(x):
+            return self._forward_kernel(x)
         return functional.linear(x, self.weight(), self.bias)
+
+    def _fits_kernel(self, x: Tensor) -> bool:
+        differentiate = torch.is_grad_enabled() and (x.requires_grad or self.weight.centroids.requires_grad)
+        return (
+            not differentiate and self.weight.bits >= 2 and x.dtype == self.weight.centroids.dtype and kernels_serve(x)
+        )
+
+    def _forward_kernel(self, x: Tensor) -> Tensor:
+        from reference.kernels.codebook import codebook
+
+        codes, centroids = self.weight.codes, self.weight.centroids
+        if self._packed is None or self._packed[0] != _state(codes):
+            self._packed = (_state(codes), pack_planes(codes, self.weight.bits))
+        if self._table is None or self._table[0] != _state(centroids):
+            self._table = (_state(centroids), self.weight.tensor.codebook)
+        y = codebook(x.reshape(-1, codes.shape[1]), self._packed[1], self._table[1])
+        y = y.reshape(*x.shape[:-1], codes.shape[0])
+        return y if self.bias is None else y + self.bias.to(x.dtype)
 
 
 class CodebookConv2d(nn.Module):
@@ -136,6 +163,11 @@ class CodebookConv2d(nn.Module):
         return functional.conv2d(
             x, self.weight(), self.bias, self.stride, self.padding, self.dilation, self.groups
         )  # fmt: skip
+
+
+def _state(tensor: Tensor) -> object:
+    """Changes whenever the tensor's values may have changed: moved, replaced or written to."""
+    return tensor.data_ptr(), tensor.device, tensor._version
 
 
 def _check_shape(weight: Tensor, tensor: CodebookTensor) -> None:

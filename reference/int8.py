@@ -1,6 +1,7 @@
 """Layers that multiply integers: int8 activations × int8 weights, summed exactly in int32."""
 
 import functools
+import importlib.util
 from collections.abc import Callable
 
 import torch
@@ -16,6 +17,21 @@ from reference.tensors import QuantizedTensor
 MOST_INPUTS = (2**31 - 1) // 128**2
 #: Columns whose sum of products float32 holds exactly: 2²⁴ / 128².
 _EXACT_IN_FLOAT = 1024
+#: Types of device whose tensors go to the Triton kernels. Tests add "cpu", which interprets them.
+KERNEL_DEVICES = {"cuda"}
+
+
+def kernels_serve(x: Tensor) -> bool:
+    """Whether the Triton kernels multiply ``x``: it is 16- or 32-bit floats on a GPU that they compile for.
+
+    Chapter: none (plumbing: chooses a path)
+    """
+    return (
+        x.device.type in KERNEL_DEVICES
+        and x.dtype in (torch.float16, torch.bfloat16, torch.float32)
+        and importlib.util.find_spec("triton") is not None
+        and (not x.is_cuda or torch.cuda.get_device_capability(x.device) >= (8, 0))
+    )
 
 
 def integer_product(x: Tensor, weight: Tensor) -> Tensor:
@@ -105,7 +121,8 @@ class Int8Linear(nn.Module):
     r"""``y = x Wᵀ + b`` in integers: :math:`y_{to} = s^x_t\, s^w_o \sum_j q^x_{tj} q^w_{oj} + b_o`.
 
     The activations are quantised in the call, the sum is exact in int32, both scales and the bias
-    come after it in float32. With groups along the input each group is a sum of its own, scaled
+    come after it in float32. On a CUDA device that is two Triton kernels: ``reference.kernels.quantize_activations``
+    (for a step a token) and ``reference.kernels.w8a8``. With groups along the input each group is a sum of its own, scaled
     before it is added: exact too, and slower. ``module.to(dtype)`` changes the bias only. There is no
     derivative: going backward raises.
 
@@ -222,17 +239,42 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
-            rows = x.detach().reshape(-1, self.in_features).float()
-            if self.channel_scale is not None:
-                rows = rows / self.channel_scale.float()
-            if self.hadamard:
-                rows = transform(rows)
-            codes, step = quantize_activations(rows, self.activations, self.input_scale)
-            y = self._multiply(codes).mul_(step)
-            if self.bias is not None:
-                y += self.bias.float()
+            rows = x.detach().reshape(-1, self.in_features)
+            y = self._by_kernels(rows) if self._fits_kernels(rows) else self._by_torch(rows)
             y = y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
         return _NoDerivative.apply(x, y) if torch.is_grad_enabled() and x.requires_grad else y
+
+    def _by_torch(self, rows: Tensor) -> Tensor:
+        rows = rows.float()
+        if self.channel_scale is not None:
+            rows = rows / self.channel_scale.float()
+        if self.hadamard:
+            rows = transform(rows)
+        codes, step = quantize_activations(rows, self.activations, self.input_scale)
+        y = self._multiply(codes).mul_(step)
+        return y if self.bias is None else y.add_(self.bias.float())
+
+    def _fits_kernels(self, rows: Tensor) -> bool:
+        """One scale an output or one in all, and few enough columns for a sum in int32."""
+        whole = self.spec.group_size in (None, self.in_features)
+        return whole and 0 < self.in_features <= MOST_INPUTS and kernels_serve(rows)
+
+    def _by_kernels(self, rows: Tensor) -> Tensor:
+        from reference.kernels import quantize_activations as kernel
+        from reference.kernels.w8a8 import w8a8
+
+        spec = self.activations
+        fused = spec.granularity == "per_token" and spec.bits == 8 and self.channel_scale is None and not self.hadamard
+        if fused and self.in_features <= kernel.MOST_COLUMNS:
+            rows = rows if rows.stride(1) == 1 else rows.contiguous()
+            codes, step = kernel.quantize_activations(rows, restricted=spec.restricted)
+        else:
+            values = rows.float() if self.channel_scale is None else rows.float() / self.channel_scale.float()
+            values = transform(values) if self.hadamard else values
+            codes, step = quantize_activations(values, spec, self.input_scale)
+            step = step.reshape(-1).expand(len(rows)).contiguous()
+        scale = self.scale.float().reshape(-1).expand(self.out_features).contiguous()
+        return w8a8(codes, self.weight, step, scale, self.bias, dtype=rows.dtype)
 
     def _multiply(self, codes: Tensor) -> Tensor:
         """Codes times weight, float32 ``[rows, out_features]``."""

@@ -1,17 +1,18 @@
 """Layers that compute with compressed tensors."""
 
-import importlib.util
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from reference.int8 import Int8Linear
+from reference.codebook_layers import CodebookLinear
+from reference.int8 import Int8Linear, kernels_serve
 from reference.quantization.grid import QuantizationSpec
+from reference.sparse_layers import SparseLinear
 from reference.tensors import QuantizedTensor
 
-__all__ = ["Int8Linear", "QuantizedLinear"]
+__all__ = ["CodebookLinear", "Int8Linear", "QuantizedLinear", "SparseLinear"]
 
 #: Up to this many rows the CPU's packed int4 operator beats dequantising (measured, see
 #: benchmarks/packed_linear.py); with 16 rows it is already three times slower.
@@ -24,7 +25,7 @@ class QuantizedLinear(nn.Module):
 
     Three ways to the same numbers, chosen by device and number of rows:
 
-    - a CUDA device, 4 bits and no gradient asked for: the Triton kernel ``reference.kernels.w4a16``;
+    - a CUDA device, 4 or 2 bits and no gradient asked for: the Triton kernel ``reference.kernels.w4a16``;
     - a CPU, 4 bits, at most four rows and no gradient asked for: torch's packed int4 operator, in
       bfloat16, on a repacked copy of the codes that is made at the first such call;
     - otherwise: dequantise, multiply, forget the dequantised weight.
@@ -60,19 +61,20 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("group_index", weight.group_index)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
         self._int4: tuple[Tensor, Tensor, int] | None = None
+        self._zero_point: Tensor | None = None
         self._exact = False
-        self.register_load_state_dict_post_hook(QuantizedLinear._forget_int4)
+        self.register_load_state_dict_post_hook(QuantizedLinear._forget)
 
-    def _forget_int4(self, *_: object) -> None:
-        """Other codes or scales were loaded: the repacked copy is out of date."""
-        self._int4 = None
+    def _forget(self, *_: object) -> None:
+        """Other codes or scales were loaded: what was made of them is out of date."""
+        self._int4 = self._zero_point = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantizedLinear":
         scale = self.scale
         super()._apply(fn, recurse)
         if self.scale.dtype != scale.dtype:  # .half(), .to(bfloat16): would change the weight
             self.scale = scale.to(self.scale.device)
-        self._int4 = None
+        self._forget()
         return self
 
     @classmethod
@@ -105,14 +107,8 @@ class QuantizedLinear(nn.Module):
         rows = x.numel() // self.in_features
         # Neither the Triton kernel nor torch's int4 operator has a derivative.
         differentiate = torch.is_grad_enabled() and x.requires_grad
-        if x.is_cuda and self._fits_kernel() and not differentiate:
-            from reference.kernels.w4a16 import w4a16
-
-            group = self.spec.group_size or self.in_features
-            zero_point = None if self.spec.symmetric else self.tensor.zero_point.to(torch.uint8)
-            y = w4a16(x.reshape(-1, self.in_features), self.packed, self.scale, zero_point, group_size=group)
-            y = y.reshape(*x.shape[:-1], self.out_features)
-            return y if self.bias is None else y + self.bias.to(x.dtype)
+        if not differentiate and self._fits_kernel() and kernels_serve(x):
+            return self._forward_kernel(x)
         int4_group = self._int4_group()
         if x.device.type == "cpu" and 0 < rows <= FEW_ROWS and int4_group and not self._exact and not differentiate:
             return self._forward_int4(x, int4_group)
@@ -121,13 +117,28 @@ class QuantizedLinear(nn.Module):
 
     def _fits_kernel(self) -> bool:
         return (
-            self.spec.bits == 4
+            self.spec.bits in (2, 4)
             and self.group_index is None
             and not self.spec.per_tensor
-            and self.in_features % 8 == 0
-            and (self.spec.group_size or self.in_features) % 32 == 0
-            and importlib.util.find_spec("triton") is not None
+            and self.in_features % (32 // self.spec.bits) == 0
+            and (self.spec.group_size in (None, self.in_features) or self.spec.group_size % 32 == 0)
         )
+
+    def _forward_kernel(self, x: Tensor) -> Tensor:
+        from reference.kernels.w4a16 import w4a16
+
+        if self._zero_point is None and not self.spec.symmetric:
+            self._zero_point = self.tensor.zero_point.to(torch.uint8)
+        rows = x.reshape(-1, self.in_features)
+        y = w4a16(
+            rows if rows.stride(1) == 1 else rows.contiguous(),
+            self.packed,
+            self.scale,
+            self._zero_point,
+            group_size=self.spec.group_size or self.in_features,
+            bits=self.spec.bits,
+        ).reshape(*x.shape[:-1], self.out_features)
+        return y if self.bias is None else y + self.bias.to(x.dtype)
 
     def _int4_group(self) -> int | None:
         """Group size to give to the int4 operator, or None where its limits rule it out.

@@ -432,3 +432,16 @@ def test_options_that_do_not_go_together_are_refused(run: Callable, model: Path,
     refused(run("quantize", model, "--output", tmp_path / "out", *moving), "--moving-groups needs --format gptq")
     refused(run("quantize", model, "--output", tmp_path / "out", "--format", "zip"), "--format is 'zip'; it may be")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [("cuda", "torch finds 0 CUDA devices here"), ("gpu", "it may be cpu, cuda or cuda:1"), ("meta", "it may be cpu")],
+)
+def test_evaluate_refuses_devices_that_are_not_here(device, words, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(SystemExit) as leave:
+        cli.main(["evaluate", "tutorial", "--device", device])
+    assert leave.value.code == 2
+    assert words in capsys.readouterr().err

@@ -37,17 +37,22 @@ _KINDS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
 _RAW_BYTES = {torch.bfloat16: 1, torch.float16: 1, torch.float32: 3}
 
 
-def encode(tensor: Tensor) -> bytes:
+def encode(tensor: Tensor, *, max_length: int | None = None, chunk: int = 65_536, group: int | None = None) -> bytes:
     """Code a tensor's exponents, keep its other bits.
 
     Args:
         tensor: any shape, bfloat16, float16 or float32.
+        max_length: longest code word, in bits.
+        chunk: elements in a chunk.
+        group: elements that a code word stands for. These three are `reference.coding.huffman.encode`'s; a GPU's
+            decoder (`reference.coding.resident`) wants ``max_length=10, chunk=256, group=1`` or the like.
 
     Returns:
         The bytes, from which `decode` makes the same bits; dtype and shape are not in them.
 
     Raises:
         TypeError: ``tensor`` is of another dtype.
+        ValueError: ``max_length``, ``chunk`` or ``group`` is out of range.
 
     Source: Zhang et al. 2025, "70% Size, 100% Accuracy" (DFloat11), section 3.
 
@@ -63,7 +68,7 @@ def encode(tensor: Tensor) -> bytes:
         coded, rest = (high >> 8).astype(np.uint8), high.astype(np.uint8)
     else:
         coded, rest = (high >> 7).astype(np.uint8), (high >> 8 & 0x80 | high & 0x7F).astype(np.uint8)
-    stream = huffman.encode(coded)
+    stream = huffman.encode(coded, max_length=max_length, chunk=chunk, group=group)
     body = struct.pack("<BQ", _KINDS[tensor.dtype], len(stream)) + stream + low.tobytes() + rest.tobytes()
     return _MAGIC + struct.pack("<I", zlib.crc32(body)) + body
 
@@ -92,6 +97,38 @@ def decode(blob: bytes, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
     if any(size < 0 for size in shape):
         raise ValueError(f"shape is {tuple(shape)}; no size may be below 0")
     n = math.prod(shape)
+    stream, low, rest = split(blob, dtype, n)
+    coded = huffman.decode(stream, max_symbols=n)
+    if len(coded) != n:
+        raise CorruptStream(f"the tensor has {len(coded)} coded bytes, not {n}")
+    high = coded.astype("<u2")
+    if dtype == torch.float16:
+        high = high << 8 | rest
+    else:
+        high = (high << 7) | (rest & 0x7F)
+        high |= (rest & 0x80).astype("<u2") << 8
+    if dtype == torch.float32:
+        high = np.stack([low, high], axis=1)
+    return torch.from_numpy(high.view(np.int16).reshape(-1)).view(dtype).reshape(tuple(shape))
+
+
+def split(blob: bytes, dtype: torch.dtype, n: int) -> tuple[memoryview, np.ndarray, np.ndarray]:
+    """The parts of what `encode` wrote, with its checksum and sizes checked and nothing decoded.
+
+    Args:
+        blob: bytes of `encode`, from a source that need not be trusted.
+        dtype: as it was encoded.
+        n: number of elements.
+
+    Returns:
+        The coded stream; the lower halves of float32, uint16 ``[n]``, empty for the other types; the raw bytes, uint8
+        ``[n]``.
+
+    Raises:
+        CorruptStream: ``blob`` was cut off or altered, or is of another dtype or number of elements.
+
+    Chapter: none (plumbing: the layout is the module's docstring)
+    """
     if len(blob) < _HEADER.size:
         raise CorruptStream(f"the tensor is cut off: {len(blob)} bytes, a header takes {_HEADER.size}")
     magic, crc, kind, stream_bytes = _HEADER.unpack_from(blob)
@@ -104,20 +141,10 @@ def decode(blob: bytes, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
         raise CorruptStream(f"the tensor is of kind {kind}, not {_KINDS[dtype]}, which {dtype} is")
     if stream_bytes + n * _RAW_BYTES[dtype] != len(blob) - _HEADER.size:
         raise CorruptStream(f"the tensor's {len(blob)} bytes are not those of {n} elements")
-    coded = huffman.decode(view[_HEADER.size : _HEADER.size + stream_bytes], max_symbols=n)
-    if len(coded) != n:
-        raise CorruptStream(f"the tensor has {len(coded)} coded bytes, not {n}")
+    halves = n if dtype == torch.float32 else 0
+    low = np.frombuffer(blob, "<u2", halves, len(blob) - 3 * n) if halves else np.empty(0, "<u2")
     rest = np.frombuffer(blob, np.uint8, n, len(blob) - n)
-    high = coded.astype("<u2")
-    if dtype == torch.float16:
-        high = high << 8 | rest
-    else:
-        high = (high << 7) | (rest & 0x7F)
-        high |= (rest & 0x80).astype("<u2") << 8
-    if dtype == torch.float32:
-        low = np.frombuffer(blob, "<u2", n, len(blob) - 3 * n)
-        high = np.stack([low, high], axis=1)
-    return torch.from_numpy(high.view(np.int16).reshape(-1)).view(dtype).reshape(tuple(shape))
+    return view[_HEADER.size : _HEADER.size + stream_bytes], low, rest
 
 
 def _check_dtype(name: str, dtype: torch.dtype) -> None:

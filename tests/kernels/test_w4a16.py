@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,9 +12,7 @@ from torch import Tensor
 
 triton = pytest.importorskip("triton", reason="the kernels run with Triton, which is not installed")
 
-from triton.runtime import interpreter  # noqa: E402
-
-from reference.kernels import _triton  # noqa: E402
+from reference.kernels import _checks, _triton  # noqa: E402
 from reference.kernels import w4a16 as module  # noqa: E402
 from reference.kernels.w4a16 import w4a16  # noqa: E402
 
@@ -28,10 +24,11 @@ ROUNDING = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8}
 SUMS = 2e-6
 
 
-def pack(codes: Tensor) -> Tensor:
-    """[N, K] codes to [N, K/8] int32 words, the first code in the lowest bits."""
+def pack(codes: Tensor, bits: int = 4) -> Tensor:
+    """[N, K] codes to int32 words, the first code in the lowest bits."""
     outputs, columns = codes.shape
-    words = (codes.reshape(outputs, columns // 8, 8).long() << (4 * torch.arange(8))).sum(-1)
+    count = 32 // bits
+    words = (codes.reshape(outputs, columns // count, count).long() << (bits * torch.arange(count))).sum(-1)
     return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
 
 
@@ -56,13 +53,6 @@ def assert_close(y: Tensor, expected: Tensor) -> None:
     error = (y.double() - expected).norm() / expected.norm()
     bound = ROUNDING[y.dtype] + SUMS
     assert error <= bound, f"relative error {error:.2e}, bound {bound:.2e}"
-
-
-@pytest.fixture
-def generator() -> torch.Generator:
-    seed = int.from_bytes(os.urandom(4), "little")
-    print(f"seed {seed}")
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -169,56 +159,90 @@ def test_sixteen_bit_results_are_the_fp32_sums_rounded_to_nearest_even(rows, gen
     assert (y == in_fp32.to(torch.bfloat16)).double().mean() > 0.97
 
 
-@pytest.fixture
-def touched(monkeypatch) -> list[np.ndarray]:
-    """First byte of each value that a kernel reads or writes, launch by launch, as the interpreter computes them."""
-    seen: list[np.ndarray] = []
-    builder = interpreter.InterpreterBuilder
-    load, store = builder.create_masked_load, builder.create_masked_store
-
-    def recorded_load(self, pointers, mask, *rest):
-        seen.append(pointers.data[mask.data])
-        return load(self, pointers, mask, *rest)
-
-    def recorded_store(self, pointers, values, mask, *rest):
-        seen.append(pointers.data[mask.data])
-        return store(self, pointers, values, mask, *rest)
-
-    monkeypatch.setattr(builder, "create_masked_load", recorded_load)
-    monkeypatch.setattr(builder, "create_masked_store", recorded_store)
-    return seen
-
-
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 3, 20])
-def test_nothing_outside_the_tensors_is_touched(rows, touched, generator) -> None:
+def test_nothing_outside_the_tensors_is_touched(rows, dtype, assert_inside, generator) -> None:
     columns, outputs = 8 * 37, 19
     codes, scale, zero_point = case(outputs, columns, columns, True, generator)
     # x lies inside a wider tensor of NaN: reading between its rows shows in the result.
-    wide = torch.full((rows, columns + 50), math.nan)
+    wide = torch.full((rows, columns + 50), math.nan, dtype=dtype)
     x = wide[:, 25 : 25 + columns].copy_(torch.randn((rows, columns), generator=generator))
-    packed, y = pack(codes), torch.zeros((rows, outputs))
-    if rows == 1:
-        module._launch_one_row(x, (packed, scale, zero_point), y, columns)
-    else:
-        tile = module.tile_for(rows, columns, columns, torch.bfloat16)
-        module._launch_tile(x, (packed, scale, zero_point), y, columns, tile, 1)
+    packed = pack(codes)
+    plan = module.plan_for(rows, outputs, columns, columns, dtype)
+    assert isinstance(plan, module.Few) == (dtype != torch.float32 and rows <= 16)
+    y = torch.zeros((rows, outputs), dtype=dtype)
+    launch(x, (packed, scale, zero_point), y, columns, plan)
     assert_close(y, x.double() @ dequantise(codes, scale, zero_point, columns).T)
-    addresses = np.unique(np.concatenate(touched))
-    outside = np.ones(len(addresses), dtype=bool)
-    for tensor in (x, packed, scale, zero_point, y):
-        first, last = tensor.data_ptr(), tensor[-1, -1].data_ptr()
-        assert np.isin([first, last], addresses).all()
-        outside &= (addresses < first) | (addresses > last)
-    assert not outside.any()
+    assert_inside(x, packed, scale, zero_point, y)
+
+
+def launch(x, weight, y, group_size, plan) -> None:
+    """One launch into ``y``, without splits."""
+    if isinstance(plan, module.OneRow):
+        module._launch_one_row(x, weight, y, group_size, plan)
+    elif isinstance(plan, module.Few):
+        module._launch_few(x, weight, y, group_size, 4, plan)
+    else:
+        module._launch_tile(x, weight, y, group_size, 4, plan, 1)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("zeros", [False, True], ids=["symmetric", "zero_point"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("rows", "outputs", "columns", "group_size"),
+    [
+        (1, 33, 1024, 128),
+        (1, 16, 1024, 1024),
+        (7, 40, 256, 256),
+        (12, 20, 400, 400),
+        (20, 20, 256, 128),
+        (40, 9, 96, 32),
+    ],
+)
+def test_both_widths_equal_dequantise_and_multiply(rows, outputs, columns, group_size, dtype, zeros, bits, generator):
+    groups = columns // group_size
+    codes = torch.randint(0, 2**bits, (outputs, columns), generator=generator)
+    scale = (torch.rand((outputs, groups), generator=generator) + 0.01).to(dtype)
+    middle = torch.full((outputs, groups), 2 ** (bits - 1), dtype=torch.uint8)
+    zero = torch.randint(0, 2**bits, (outputs, groups), dtype=torch.uint8, generator=generator) if zeros else middle
+    x = torch.randn((rows, columns), generator=generator).to(dtype)
+    y = w4a16(x, pack(codes, bits), scale, zero if zeros else None, group_size=group_size, bits=bits)
+    assert_close(y, x.double() @ dequantise(codes, scale, zero, group_size).T)
+
+
+PLANS = [
+    module.Few(8, 16, 2, 4, 3),
+    module.Few(8, 32, 8, 4, 2, early=True),
+    module.Few(16, 16, 1, 1, 1),
+    module.Tile(32, 16, 64, 4, 3),
+    module.Tile(64, 64, 128, 4, 2),
+]
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+@pytest.mark.parametrize("rows", [1, 9, 33])
+def test_every_plan_computes_the_same(plan, rows, generator) -> None:
+    codes, scale, zero_point = case(50, 640, 128, True, generator)
+    x = torch.randn((rows, 640), generator=generator).to(torch.float16)
+    y = w4a16(x, pack(codes), scale, zero_point, group_size=128, plan=plan)
+    assert_close(y, x.double() @ dequantise(codes, scale, zero_point, 128).T)
+
+
+def test_products_of_sixteen_bit_activations_are_summed_in_fp32(generator) -> None:
+    codes, scale, zero_point = case(16, 128, 128, True, generator)
+    identity = torch.eye(128, dtype=torch.bfloat16)
+    y = torch.cat([w4a16(x, pack(codes), scale, zero_point, group_size=128) for x in identity.split(8)])
+    assert torch.equal(y, dequantise(codes, scale, zero_point, 128).T.to(torch.bfloat16))
 
 
 def test_sums_split_over_k_agree_with_one_sum(generator) -> None:
     codes, scale, zero_point = case(20, 2048, 128, True, generator)
     x = torch.randn((4, 2048), generator=generator)
-    tile = module.tile_for(4, 2048, 128, x.dtype)
-    assert module.splits_for(4, 20, 2048, tile) > 1
+    tile = module.plan_for(4, 20, 2048, 128, x.dtype)
+    assert module.splits_for(4, 20, 2048, tile[:3]) > 1
     whole = torch.empty((4, 20))
-    module._launch_tile(x, (pack(codes), scale, zero_point), whole, 128, tile, 1)
+    module._launch_tile(x, (pack(codes), scale, zero_point), whole, 128, 4, tile, 1)
     split = w4a16(x, pack(codes), scale, zero_point, group_size=128)
     assert_close(split, whole.double())
     assert torch.equal(split, w4a16(x, pack(codes), scale, zero_point, group_size=128))
@@ -276,6 +300,8 @@ GOOD = {
             ValueError,
             r"packed had shape \[4, 9\], may have 8 words",
         ),
+        ({"bits": 3}, ValueError, "bits was 3, may be 2 or 4"),
+        ({"bits": 2}, ValueError, r"packed had shape \[4, 8\], may have 4 words a row"),
         ({"group_size": 48}, ValueError, r"group_size was 48, may be 64 \(the whole row\) or a multiple of 32"),
         ({"group_size": 16}, ValueError, "group_size was 16"),
         ({"group_size": -32}, ValueError, "group_size was -32"),
@@ -294,6 +320,6 @@ def test_wrong_arguments_are_refused_by_name(change, error, words) -> None:
 
 
 def test_cpu_tensors_are_refused_outside_the_interpreter(monkeypatch) -> None:
-    monkeypatch.setattr(module, "INTERPRETED", triton.language.constexpr(False))
+    monkeypatch.setattr(_checks, "INTERPRETED", triton.language.constexpr(False))
     with pytest.raises(ValueError, match="x was on cpu, may be on a CUDA device"):
         w4a16(**GOOD)

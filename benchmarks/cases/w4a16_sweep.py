@@ -1,0 +1,63 @@
+"""Settings of w4a16 to choose from: one case for a few settings, so that processes can share the compilation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+from cases import QUICK_SHAPES, SHAPES, Case
+from cases.w4a16 import case
+from reference.kernels.w4a16 import ONE_ROW, PADDED, SOME, Few, Plan, Tile
+
+#: (outputs, blocks, warps, stages) of `few_rows`.
+EIGHT = [
+    (16, 8, 8, 2), (16, 8, 8, 3), (16, 8, 8, 4), (16, 4, 4, 3), (16, 4, 4, 4), (16, 8, 4, 3), (16, 16, 8, 3),
+    (16, 16, 16, 2), (32, 4, 4, 2), (32, 4, 4, 3), (32, 4, 4, 4), (32, 8, 8, 2), (32, 8, 8, 3), (32, 2, 2, 4),
+    (64, 4, 4, 3), (64, 2, 2, 3),
+]  # fmt: skip
+SIXTEEN = [(16, 8, 8, 3), (32, 4, 4, 2), (32, 4, 4, 3), (32, 8, 8, 2), (16, 4, 4, 3), (64, 4, 4, 2), (64, 2, 2, 3)]
+THIRTY_TWO = [(32, 4, 4, 2), (16, 4, 4, 2), (16, 8, 8, 2)]
+TILES = [
+    PADDED,
+    SOME,
+    Tile(32, 128, 128, 4, 3),
+    Tile(64, 64, 64, 4, 4),
+    Tile(64, 128, 128, 8, 3),
+    Tile(32, 64, 128, 4, 4),
+]
+
+
+def named(plan: Plan) -> str:
+    return type(plan).__name__.lower() + " " + "-".join(str(int(part)) for part in plan)
+
+
+def plans(rows: int) -> list[Plan]:
+    """Those worth measuring for so many rows."""
+    if rows <= 8:
+        few = [Few(8, *rest) for rest in EIGHT]
+        few += [Few(8, 16, 8, 8, 3, early=True), Few(8, 32, 4, 4, 3, early=True)]
+        return [*few, *([ONE_ROW] if rows == 1 else [PADDED])]
+    if rows <= 16:
+        few = [Few(16, *rest) for rest in SIXTEEN] + [Few(8, 32, 4, 4, 3), Few(16, 32, 4, 4, 3, early=True)]
+        return [*few, PADDED]
+    few = [Few(32, *rest) for rest in THIRTY_TWO] + [Few(16, 32, 4, 4, 3)]
+    return [*few, *TILES]
+
+
+def cases(quick: bool) -> Iterator[Case]:
+    shapes = QUICK_SHAPES if quick else {name: SHAPES[name] for name in ("7B attention", "7B up", "70B attention")}
+    for rows in (1, 4, 16) if quick else (1, 4, 8, 16, 32, 64):
+        for outputs, columns in shapes.values():
+            found = iter(plans(rows))
+            part = 0
+            while some := list(islice(found, 7)):
+                yield case(
+                    rows, outputs, columns,
+                    plans={named(plan): plan for plan in some}, peers=part == 0, options={"part": part},
+                )  # fmt: skip
+                part += 1
+
+
+def small_cases() -> Iterator[Case]:
+    for rows in (1, 5, 16, 20):
+        yield case(rows, 80, 1024, plans={named(plan): plan for plan in plans(rows)})

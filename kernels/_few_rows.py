@@ -1,0 +1,180 @@
+"""A few rows of activations times packed codes, on tensor cores, each code unpacked in registers where it is used."""
+
+# mypy: allow-untyped-defs
+from __future__ import annotations
+
+from ._triton import INTERPRETED, constexpr, jit, round_to, tl, wait_for_previous
+
+
+def _assembly(bits: int, raise_: str) -> str:
+    """PTX from two units of eight codes to eight registers; register t holds code t of both, OR-ed into mantissas.
+
+    A unit of 4-bit codes is a word, so the two words' halves are paired first; two units of 2-bit codes are one word.
+    ``lop3 … 0xEA`` is ``(a & b) | c``: one instruction masks and raises two codes.
+    """
+    mask = "0x000f000f" if bits == 4 else "0x00030003"
+    lines = [".reg .b32 a, b;"]
+    if bits == 4:
+        lines += ["prmt.b32 a, $8, $9, 0x5410;", "prmt.b32 b, $8, $9, 0x7632;"]
+        steps, registers = 4, [("a", 0), ("b", 4)]
+    else:
+        lines += ["mov.b32 a, $8;"]
+        steps, registers = 8, [("a", 0)]
+    for step in range(steps):
+        for register, first in registers:
+            if step:
+                lines.append(f"shr.u32 {register}, {register}, {bits};")
+            lines.append(f"lop3.b32 ${first + step}, {register}, {mask}, {raise_}, 0xEA;")
+    return "{" + " ".join(lines) + "}"
+
+
+BF16_4, BF16_2 = constexpr(_assembly(4, "0x43004300")), constexpr(_assembly(2, "0x43004300"))
+FP16_4, FP16_2 = constexpr(_assembly(4, "0x64006400")), constexpr(_assembly(2, "0x64006400"))
+REGISTERS_4, REGISTERS_2 = constexpr("=r," * 8 + "r,r"), constexpr("=r," * 8 + "r")
+
+
+@jit
+def _eight(units, BITS: tl.constexpr, dtype: tl.constexpr):
+    """Codes 0…7 of each unit as ``dtype``, raised by 2^7 (bf16) or 2^10 (fp16), whose last mantissa bit is worth one."""
+    if INTERPRETED:  # it has no inline assembly; fp32 holds the same values
+        base = 128.0 if dtype == tl.bfloat16 else 1024.0
+        last = (1 << BITS) - 1
+        u = units.to(tl.int32)
+        return (
+            (u & last).to(tl.float32) + base,
+            ((u >> BITS) & last).to(tl.float32) + base,
+            ((u >> 2 * BITS) & last).to(tl.float32) + base,
+            ((u >> 3 * BITS) & last).to(tl.float32) + base,
+            ((u >> 4 * BITS) & last).to(tl.float32) + base,
+            ((u >> 5 * BITS) & last).to(tl.float32) + base,
+            ((u >> 6 * BITS) & last).to(tl.float32) + base,
+            ((u >> 7 * BITS) & last).to(tl.float32) + base,
+        )
+    if BITS == 4 and dtype == tl.bfloat16:
+        codes = tl.inline_asm_elementwise(BF16_4, REGISTERS_4, [units], (tl.bfloat16,) * 8, is_pure=True, pack=2)
+    elif BITS == 4:
+        codes = tl.inline_asm_elementwise(FP16_4, REGISTERS_4, [units], (tl.float16,) * 8, is_pure=True, pack=2)
+    elif dtype == tl.bfloat16:
+        codes = tl.inline_asm_elementwise(BF16_2, REGISTERS_2, [units], (tl.bfloat16,) * 8, is_pure=True, pack=2)
+    else:
+        codes = tl.inline_asm_elementwise(FP16_2, REGISTERS_2, [units], (tl.float16,) * 8, is_pure=True, pack=2)
+    return codes
+
+
+@jit
+def _operand(x, ROWS: tl.constexpr):
+    """``[groups, rows, k]`` to the right operand ``[groups, k, ROWS]``; a single row is repeated, not padded."""
+    x = tl.permute(x, (0, 2, 1))
+    x = tl.broadcast_to(x, (x.shape[0], x.shape[1], ROWS))
+    return x.to(tl.float32) if INTERPRETED else x
+
+
+@jit
+def few_rows(
+    x, units, scale, zero_point, y, M, N, K, UNITS, GROUPS, STRIDE,
+    BITS: tl.constexpr, G: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr,
+    BLOCKS: tl.constexpr, STAGES: tl.constexpr, ONE: tl.constexpr, EVEN: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """``OUTPUTS`` outputs of all rows a program; in each turn ``BLOCKS`` blocks of ``COLUMNS`` columns side by side.
+
+    Code t of every unit meets column t of every eight: eight products with a K of ``COLUMNS / 8`` instead of one, so
+    that no code has to change its thread. The blocks of a turn are a batch that the warps share; their sums, one a
+    block, are scaled (a block lies in one group) and added up only at the end. EVEN: no size leaves a rest.
+    """
+    X_ROWS: tl.constexpr = 1 if ONE else ROWS
+    m = tl.program_id(1) * ROWS + tl.arange(0, X_ROWS)
+    n = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    unit = tl.arange(0, COLUMNS // 8)
+    column = tl.arange(0, COLUMNS)
+    if EARLY:
+        wait_for_previous()
+    dtype: tl.constexpr = x.dtype.element_ty
+    base: tl.constexpr = 128 if dtype == tl.bfloat16 else 1024
+    total = tl.zeros((BLOCKS, OUTPUTS, ROWS), tl.float32)
+    for first in tl.range(0, tl.cdiv(K, COLUMNS), BLOCKS, num_stages=STAGES):
+        block = first + tl.arange(0, BLOCKS)
+        u = block[:, None, None] * (COLUMNS // 8) + unit[None, None, :]
+        k = block[:, None, None] * COLUMNS + column[None, None, :]
+        unit_pointers = units + n[None, :, None] * UNITS + u
+        x_pointers = x + m[None, :, None] * STRIDE + k
+        group = n[None, :] * GROUPS + (block * COLUMNS // G)[:, None]
+        inside = (n < N)[None, :] & (block * COLUMNS < K)[:, None]
+        if EVEN:
+            packed = tl.load(unit_pointers)
+            s = tl.load(scale + group)
+        else:
+            packed = tl.load(unit_pointers, mask=(n < N)[None, :, None] & (u < UNITS), other=0)
+            s = tl.load(scale + group, mask=inside, other=0.0)
+        if EVEN and ONE:
+            xs = tl.load(x_pointers)
+        else:
+            xs = tl.load(x_pointers, mask=(m < M)[None, :, None] & (k < K), other=0.0)
+        if zero_point is None:
+            zero = tl.full((1, 1, 1), base + (1 << (BITS - 1)), tl.float32)
+        elif EVEN:
+            zero = tl.load(zero_point + group).to(tl.float32)[:, :, None] + base
+        else:
+            zero = tl.load(zero_point + group, mask=inside, other=0).to(tl.float32)[:, :, None] + base
+        if not INTERPRETED:
+            zero = zero.to(dtype)
+        # The last axes of two are the bits of k in an eight, from high to low: split takes the lowest first.
+        even, odd = tl.split(tl.reshape(xs, (BLOCKS, X_ROWS, COLUMNS // 8, 2, 2, 2)))
+        x04, x26 = tl.split(even)
+        x15, x37 = tl.split(odd)
+        x0, x4 = tl.split(x04)
+        x2, x6 = tl.split(x26)
+        x1, x5 = tl.split(x15)
+        x3, x7 = tl.split(x37)
+        w0, w1, w2, w3, w4, w5, w6, w7 = _eight(packed, BITS, dtype)
+        part = tl.zeros((BLOCKS, OUTPUTS, ROWS), tl.float32)
+        part = tl.dot(w0 - zero, _operand(x0, ROWS), part)
+        part = tl.dot(w1 - zero, _operand(x1, ROWS), part)
+        part = tl.dot(w2 - zero, _operand(x2, ROWS), part)
+        part = tl.dot(w3 - zero, _operand(x3, ROWS), part)
+        part = tl.dot(w4 - zero, _operand(x4, ROWS), part)
+        part = tl.dot(w5 - zero, _operand(x5, ROWS), part)
+        part = tl.dot(w6 - zero, _operand(x6, ROWS), part)
+        part = tl.dot(w7 - zero, _operand(x7, ROWS), part)
+        total += s.to(tl.float32)[:, :, None] * part
+    out = round_to(tl.sum(total, axis=0), y.dtype.element_ty)
+    rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    tl.store(y + rows[None, :] * N + n[:, None], out, mask=(rows < M)[None, :] & (n < N)[:, None])
+
+
+@jit
+def _nibble(words, t: tl.constexpr):
+    """Code ``t`` of each word times 16^t, in fp32: masked where it lies, so that no shift is needed."""
+    return (words & (15 << (4 * t))).to(tl.float32)
+
+
+@jit
+def one_row(
+    x, packed, scale, zero_point, y, N, K, WORDS, GROUPS,
+    G: tl.constexpr, OUTPUTS: tl.constexpr, QUADS: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    n = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    quad = tl.arange(0, QUADS)
+    word = tl.arange(0, QUADS * 4)
+    column = tl.arange(0, QUADS * 32)
+    undo = ((127 - 4 * (column % 8)) << 23).to(tl.float32, bitcast=True)  # 16^-t: bits of a power of two
+    total = tl.zeros((OUTPUTS, QUADS), tl.float32)
+    # num_stages on the loop itself: without a dot inside, the compiler prefetches only where it is told to.
+    for w0 in tl.range(0, WORDS, QUADS * 4, num_stages=STAGES):
+        inside = (n < N)[:, None] & (w0 + word < WORDS)[None, :]
+        words = tl.load(packed + n[:, None] * WORDS + (w0 + word)[None, :], mask=inside, other=0)
+        words = words.to(tl.uint32, bitcast=True)
+        xs = tl.load(x + w0 * 8 + column, mask=w0 * 8 + column < K, other=0.0).to(tl.float32)
+        # join adds a last axis of two: the bits of t from low to high become k's from last axis to first.
+        even = tl.join(tl.join(_nibble(words, 0), _nibble(words, 4)), tl.join(_nibble(words, 2), _nibble(words, 6)))
+        odd = tl.join(tl.join(_nibble(words, 1), _nibble(words, 5)), tl.join(_nibble(words, 3), _nibble(words, 7)))
+        codes = tl.reshape(tl.join(even, odd), (OUTPUTS, QUADS * 32))
+        products = tl.sum(tl.reshape(codes * (xs * undo)[None, :], (OUTPUTS, QUADS, 32)), axis=2)
+        sums = tl.sum(tl.reshape(xs, (QUADS, 32)), axis=1)
+        # Σ (u - z) x = Σ u x - z Σ x: the zero point costs one multiplication a quad, and Σ x serves all outputs.
+        q = w0 // 4 + quad
+        group = n[:, None] * GROUPS + (q * 32 // G)[None, :]
+        inside = (n < N)[:, None] & (q * 32 < K)[None, :]
+        s = tl.load(scale + group, mask=inside, other=0.0).to(tl.float32)
+        z = 8.0 if zero_point is None else tl.load(zero_point + group, mask=inside, other=0).to(tl.float32)
+        total += s * (products - z * sums[None, :])
+    tl.store(y + n, round_to(tl.sum(total, axis=1), y.dtype.element_ty), mask=n < N)
