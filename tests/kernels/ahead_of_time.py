@@ -1,11 +1,14 @@
 """Compile kernels for GPUs that are not here, and read registers, spills and instructions from the machine code.
 
 Run as a program, in a process of its own without TRITON_INTERPRET (a kernel decorated for the interpreter cannot be
-compiled): prints one JSON line per variant of w4a16.
+compiled): prints one JSON line for each variant of `variants_*.py` and each capability it is for.
+
+    PYTHONPATH=. python tests/kernels/ahead_of_time.py 80 90
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import subprocess
@@ -15,15 +18,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-
-from reference.kernels import w4a16
+from variant import Variant
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?([^;]+);")
 
 
@@ -58,60 +58,37 @@ def longest_loop(code: list[tuple[int, str]]) -> list[str]:
     return max(loops, key=len)
 
 
-def describe(compiled, weights_per_lane: float) -> dict[str, Any]:
+def describe(compiled, variant: Variant) -> dict[str, Any]:
     usage, code = machine_code(compiled)
-    loop = longest_loop(code)
+    loop = longest_loop(code) or [text for _, text in code]
     loads = [text.split()[0] for text in loop if re.match(r"LDG(STS)?\b", text)]
+    lanes = 32 * variant.warps
     return {
         "registers": usage["REG"],
         "stack": usage["STACK"],
         "spills": sum(bool(re.match(r"(LDL|STL)\b", text)) for _, text in code),
         "shared": compiled.metadata.shared,
+        "warps": variant.warps,
         "matrix": sorted(set(re.findall(r"(?:wgmma\.mma_async|mma\.sync)\S*", compiled.asm["ptx"]))),
         "loads_16_bytes": sum(".128" in load for load in loads),
-        "loads_4_or_8_bytes": sum(not re.search(r"\.128|\.[US](8|16)\b", load) for load in loads),
-        "instructions_per_weight": round(len(loop) / weights_per_lane, 3) if weights_per_lane else None,
+        "weight_loads_16_bytes": variant.stream / 16 / lanes,
+        "instructions_per_weight": round(len(loop) * lanes / variant.weights, 3) if variant.weights else None,
+        "most_instructions": variant.most_instructions,
     }
 
 
-def w4a16_variants(capability: int) -> Iterator[dict[str, Any]]:
-    columns = 4096
-    types = {"packed": "*i32", "scale": "*bf16", "zero_point": "*u8"}
-    types |= dict.fromkeys(("M", "N", "K", "WORDS", "GROUPS", "STRIDE", "BLOCKS"), "i32")
-    aligned = {"x", "packed", "scale", "zero_point", "y", "N", "K", "WORDS", "STRIDE"}
-    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
-    for rows, dtype, group_size, zeros in [
-        *((1, bf16, 128, True), (1, bf16, 128, False), (1, fp16, columns, True), (1, fp32, 128, True)),
-        *((16, bf16, 128, True), (16, bf16, 128, False), (16, bf16, 32, True), (16, fp32, 128, True)),
-        *((64, bf16, 128, True), (512, bf16, 128, True), (512, fp16, columns, True)),
-    ]:
-        constants: dict[str, Any] = {"G": group_size} | ({} if zeros else {"zero_point": None})
-        if rows == 1:
-            kernel, warps, stages = w4a16._one_row, w4a16.ONE_ROW_WARPS, w4a16.ONE_ROW_STAGES
-            quads = w4a16.quads_for(columns)
-            constants |= {"OUTPUTS": w4a16.ONE_ROW_OUTPUTS, "QUADS": quads, "STAGES": stages}
-            block = w4a16.ONE_ROW_OUTPUTS * quads * w4a16.QUAD
-        else:
-            tile = w4a16.tile_for(rows, columns, group_size, dtype)
-            kernel, warps, stages = w4a16._tile, tile.warps, tile.stages
-            constants |= {"ROWS": tile.rows, "OUTPUTS": tile.outputs, "COLUMNS": tile.columns}
-            block = tile.outputs * tile.columns
-        pointers = {"x": POINTERS[dtype], "y": POINTERS[dtype]}
-        compiled = compile_kernel(
-            kernel, types | pointers, constants, aligned, capability, num_warps=warps, num_stages=stages
-        )
-        lanes = 32 * warps
-        yield {
-            "capability": capability,
-            "rows": rows,
-            "dtype": str(dtype).removeprefix("torch."),
-            "group_size": "row" if group_size == columns else group_size,
-            "zeros": zeros,
-            "weight_loads_16_bytes": block / 2 / 16 / lanes,
-        } | describe(compiled, block / lanes)
+def variants() -> Iterator[Variant]:
+    for file in sorted(Path(__file__).parent.glob("variants_*.py")):
+        yield from importlib.import_module(file.stem).variants()
 
 
 if __name__ == "__main__":
-    for capability in map(int, sys.argv[1:]):
-        for variant in w4a16_variants(capability):
-            print(json.dumps(variant), flush=True)
+    for variant in variants():
+        for capability in map(int, sys.argv[1:]):
+            if capability in variant.capabilities:
+                compiled = compile_kernel(
+                    variant.kernel, variant.types, variant.constants, set(variant.aligned), capability,
+                    num_warps=variant.warps, num_stages=variant.stages,
+                )  # fmt: skip
+                row = {"name": variant.name, "capability": capability, "expected": variant.matrix.get(capability)}
+                print(json.dumps(row | describe(compiled, variant)), flush=True)
