@@ -21,41 +21,34 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "kernels")]
 
-from reference.kernels.w4a16_steps import STEPS  # noqa: E402
-
-GROUP_SIZE = 128
-KEPT = ("registers", "stack", "spills", "shared", "loads_16_bytes", "loads_4_or_8_bytes", "instructions_per_weight")
+KEPT = (
+    *("registers", "stack", "spills", "shared", "warps", "loads_16_bytes", "weight_loads_16_bytes"),
+    "instructions_per_weight",
+)
 
 
 def compiled(capabilities: list[int]) -> list[dict]:
-    """One row a step and capability: registers, loads, instructions per weight."""
+    """One row a step and capability: registers, loads, instructions per weight; and two faults of step 4."""
     import ahead_of_time
+    import torch
+    import variants_a
+    import variants_w4a16_steps as steps
 
-    types = {"x": "*bf16", "packed": "*i32", "scale": "*bf16", "zero_point": "*u8", "y": "*bf16"}
-    types |= dict.fromkeys(("K", "WORDS", "GROUPS"), "i32")
+    from reference.kernels import w4a16
+
+    tuned = variants_a.few_rows(1, steps.GROUP, torch.bfloat16, True, 4, w4a16.FEW_ROWS[0][2])
+    named = [(str(number), variant) for number, variant in enumerate([*steps.variants(), tuned], start=1)]
+    named += [(variant.name, variant) for variant in steps.faults()]
     rows = []
     for capability in capabilities:
-        for number, (kernel, constants, warps) in STEPS.items():
+        for name, variant in named:
             built = ahead_of_time.compile_kernel(
-                kernel, types, {"G": GROUP_SIZE, **constants}, set(types), capability, num_warps=warps, num_stages=3
-            )
-            block = STEPS[number].outputs * STEPS[number].columns
-            rows.append(row(number, capability, ahead_of_time.describe(built, block / (32 * warps))))
-        rows.append(row(5, capability, tuned(ahead_of_time, capability)))
+                variant.kernel, variant.types, variant.constants, set(variant.aligned), capability,
+                num_warps=variant.warps, num_stages=variant.stages,
+            )  # fmt: skip
+            found = ahead_of_time.describe(built, variant)
+            rows.append({"step": name, "capability": capability} | {key: found[key] for key in KEPT})
     return rows
-
-
-def row(number: int, capability: int, found: dict) -> dict:
-    return {"step": number, "capability": capability} | {name: found[name] for name in KEPT}
-
-
-def tuned(ahead_of_time, capability: int) -> dict:
-    """The variant of w4a16 that one row of bfloat16 in groups of 128 takes."""
-    wanted = {"rows": 1, "dtype": "bfloat16", "group_size": GROUP_SIZE, "zeros": True}
-    for variant in ahead_of_time.w4a16_variants(capability):
-        if all(variant[name] == value for name, value in wanted.items()):
-            return variant
-    raise LookupError(f"tests/kernels/ahead_of_time.py compiles no variant with {wanted}")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Results too long for a chapter, as the scripts in ``studies/`` wrote them into ``book/data``."""
+"""Results too long for a chapter, as the scripts in ``studies/`` and ``benchmarks/`` wrote them into ``book/data``."""
 
 import json
 from pathlib import Path
@@ -22,3 +22,29 @@ def read(name: str) -> dict:
         known = sorted(path.stem for path in FOLDER.glob("*.json"))
         raise FileNotFoundError(f"no recorded result {name!r}; there are {', '.join(known)}")
     return json.loads(file.read_text(encoding="utf-8"))["values"]
+
+
+def gpu_cases(kernel: str, name: str = "kernels") -> list[dict]:
+    """What ``benchmarks/kernels.py --record`` measured of a kernel on a GPU; empty where it has not been run.
+
+    Args:
+        kernel: such as ``"w4a16"``.
+        name: of the recorded result.
+
+    Returns:
+        One dictionary a case: its sizes and options (``"M"``, ``"N"``, …; whole numbers as int) beside
+        ``"microseconds"`` by call, ``"of_copy"``, ``"tflops"`` and ``"times_faster_than"`` by peer.
+
+    Chapter: none (plumbing: reads files)
+    """
+    try:
+        values = read(name)
+    except FileNotFoundError:
+        return []
+    found = []
+    for title, measured in values["cases"].items():
+        first, *options = title.split(" ")
+        if first == kernel:
+            pairs = (option.split("=", 1) for option in options)
+            found.append({key: int(text) if text.isdigit() else text for key, text in pairs} | measured)
+    return found

@@ -22,6 +22,7 @@ class Device:
         memory: bytes, or None where it varies.
         last_cache: bytes of the last cache before memory, or None.
         multiprocessors: streaming multiprocessors or cores, or None.
+        clock: cycles per second of the multiprocessors to which the rates belong, or None.
         kind: "GPU", "CPU" or "laptop".
         cite: keys of the book's bibliography.
         unchecked: names of fields that we could not compare with the source.
@@ -35,6 +36,7 @@ class Device:
     memory: float | None = None
     last_cache: float | None = None
     multiprocessors: int | None = None
+    clock: float | None = None
     kind: str = "GPU"
     cite: tuple[str, ...] = ()
     unchecked: tuple[str, ...] = ()

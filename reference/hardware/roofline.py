@@ -118,7 +118,9 @@ def linear(scheme: Scheme, rows: float, outputs: int, columns: int) -> Work:
     Raises:
         ValueError: a size is not positive.
 
-    Source: Williams et al. 2009. Chapter: advanced/hardware_aware
+    Source: Williams et al. 2009.
+
+    Chapter: advanced/hardware_aware
     """
     for name, value in (("rows", rows), ("outputs", outputs), ("columns", columns)):
         if not value > 0:
@@ -144,6 +146,27 @@ def seconds(work: Work, device: Device, *, memory_efficiency: float = 1.0, rate_
     """
     slope, ceiling = _ceilings(device, work.arithmetic, memory_efficiency, rate_efficiency)
     return max(work.bytes / slope, work.operations / ceiling)
+
+
+def issue_seconds(instructions: float, device: Device, *, lanes: int = 128) -> float:
+    """The third ceiling: time to issue ``instructions``, counted for each lane, if every cycle issues as many as it can.
+
+    A multiprocessor of the listed GPUs starts four instructions a cycle, each for 32 lanes. Conversions and loads take
+    more cycles than one, so this too is a lower bound.
+
+    Args:
+        instructions: of all lanes together: instructions per weight times weights.
+        device: with multiprocessors and a clock.
+        lanes: lanes whose instruction one multiprocessor issues in a cycle.
+
+    Raises:
+        ValueError: the device has no multiprocessors or no clock.
+
+    Chapter: advanced/kernels
+    """
+    if device.multiprocessors is None or device.clock is None:
+        raise ValueError(f"{device.name} has no number of multiprocessors or no clock")
+    return instructions / (device.multiprocessors * lanes * device.clock)
 
 
 def ridge(scheme: Scheme, device: Device, outputs: int, columns: int) -> float:

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from reference.hardware import roofline
 from reference.hardware.devices import Device, device, devices
-from reference.hardware.roofline import SCHEMES, Scheme, crossovers, linear, ridge, seconds
+from reference.hardware.roofline import SCHEMES, Scheme, crossovers, issue_seconds, linear, ridge, seconds
 from reference.hardware.serving import (
     LLAMA_2_7B,
     LLAMA_3_8B,
@@ -155,6 +155,24 @@ def test_devices_are_whole_and_refuse_what_they_lack() -> None:
         device("A1000")
     with pytest.raises(ValueError, match="bandwidth is 0"):
         Device("x", 0, {})
+
+
+#: 16-bit operations that the matrix units of one multiprocessor do in a cycle, by architecture.
+PER_CYCLE = {"H100 SXM": 4096, "H200": 4096, "A100 80GB SXM": 2048, "RTX 4090": 512, "L4": 1024, "T4": 1024}
+
+
+@pytest.mark.parametrize("name", PER_CYCLE)
+def test_clock_times_width_is_the_rate(name) -> None:
+    card = device(name)
+    made = card.multiprocessors * card.clock * PER_CYCLE[name]
+    assert made == pytest.approx(card.rate("16-bit"), rel=0.03)
+
+
+def test_instructions_by_hand() -> None:
+    """132 multiprocessors of 128 lanes at 1.83 GHz: 30.9 million million a second."""
+    assert issue_seconds(30.92e12, device("H100 SXM")) == pytest.approx(1.0, rel=1e-3)
+    with pytest.raises(ValueError, match="Apple M2 Max has no number of multiprocessors"):
+        issue_seconds(1, device("Apple M2 Max"))
 
 
 @pytest.mark.parametrize(
