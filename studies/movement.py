@@ -364,7 +364,8 @@ def collect(options: argparse.Namespace) -> None:
 def shorten(row: dict, job: str) -> dict:
     """A row less what is the same everywhere; densities by matrix only where the method may choose them, seed 0."""
     drop = {"device", "steps"} | (set() if job in ("soft", "l0") and row["seed"] == 0 else {"by_matrix"})
-    return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items() if k not in drop}
+    return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()
+            if k not in drop and v is not None}  # fmt: skip
 
 
 def main() -> None:
