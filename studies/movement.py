@@ -280,8 +280,8 @@ def name_of(device: str) -> str:
 
 def work(options: argparse.Namespace, jobs: list[str], deadline: float) -> None:
     """Take jobs, in their order, that nobody has taken and whose predecessors are done, until none is left."""
-    if options.device == "cpu":
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it builds a plan for every new shape, and shapes here are many
     payload = movement_payload.load(options.payload)
     while time.time() < deadline:
         state = {job.name: status(options.out / job.name) for job in JOBS if job.name in jobs}
@@ -364,7 +364,8 @@ def collect(options: argparse.Namespace) -> None:
 def shorten(row: dict, job: str) -> dict:
     """A row less what is the same everywhere; densities by matrix only where the method may choose them, seed 0."""
     drop = {"device", "steps"} | (set() if job in ("soft", "l0") and row["seed"] == 0 else {"by_matrix"})
-    return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items() if k not in drop}
+    return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()
+            if k not in drop and v is not None}  # fmt: skip
 
 
 def main() -> None:

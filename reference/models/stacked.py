@@ -51,6 +51,11 @@ class StackedEncoder(nn.Module):
     Chapter: none (model)
     """
 
+    words: Tensor
+    positions: Tensor
+    embedding_scale: Tensor
+    embedding_shift: Tensor
+
     def __init__(
         self,
         state: Mapping[str, Tensor],
