@@ -9,7 +9,7 @@ The third command takes the runs of :func:`runs` in order of importance, each in
 minute on an H100 that twelve share; a run that has a result is skipped, so it goes on where it stopped. One run, also
 under ``torchrun --nproc-per-node 2``, with a checkpoint to resume from and its loss curve beside it:
 
-    python studies/quantization_aware.py --payload /tmp/payload --results /tmp/results --run 2_bits_g128
+    python studies/quantization_aware.py --payload /tmp/payload --results /tmp/results --only 2_bits_g128
 """
 
 import argparse
@@ -342,19 +342,19 @@ def execute(run: Run, options: argparse.Namespace, accelerator: Accelerator, ste
             with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=options.half):
                 return loss(my_rows(windows, accelerator))
 
-        curve, checkpoint = [], options.results / f"{run.name}.state" if options.run else None
+        curve, checkpoint = [], options.results / f"{run.name}.state" if options.only else None
         begun = time.monotonic()
         rows = train(
             wrapped, loss_of_step, [optimizer], steps=steps, warmup=max(1, steps // 20), decay=0.8,
             checkpoint=checkpoint, every=options.every, accelerator=accelerator,
         )  # fmt: skip
-        silent = not options.run or not accelerator.is_main_process
+        silent = not options.only or not accelerator.is_main_process
         with ProgressBar(run.name, silent=silent) as progress:
             for _, row in zip(progress(list(range(steps))), rows, strict=False):
                 curve.append(row["loss"])
                 if time.monotonic() > stop:
                     raise TimeoutError(run.name)
-                if options.run and accelerator.is_main_process:
+                if options.only and accelerator.is_main_process:
                     with (options.results / f"{run.name}.curve.jsonl").open("a") as file:
                         file.write(json.dumps(row) + "\n")
         result["milliseconds_a_step"] = 1000 * (time.monotonic() - begun) / max(1, len(curve))
@@ -462,8 +462,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16, help="windows a step")
     parser.add_argument("--length", type=int, default=512, help="tokens a window")
     parser.add_argument("--time-limit", type=float, default=1e9, help="seconds after which no run is begun")
-    parser.add_argument("--run", help="only the run of this name, resumably; works under torchrun")
-    parser.add_argument("--every", type=int, default=100, help="steps between two checkpoints, with --run")
+    parser.add_argument("--only", help="only the run of this name, resumably; works under torchrun")
+    parser.add_argument("--every", type=int, default=100, help="steps between two checkpoints, with --only")
     parser.add_argument("--smoke", action="store_true", help="every method for a few steps, and a sweep of rates")
     parser.add_argument("--judge", default="evaluation", choices=("evaluation", "calibration"), help="text measured")
     parser.add_argument("--evaluated", type=int, help="tokens of a domain that are measured (all)")
@@ -487,8 +487,8 @@ def main() -> None:
         export(options.export, options.payload)
         return
     options.results.mkdir(parents=True, exist_ok=True)
-    if options.run:
-        (run,) = [run for run in runs() if run.name == options.run]
+    if options.only:
+        (run,) = [run for run in runs() if run.name == options.only]
         accelerator = Accelerator(cpu=options.device == "cpu")
         result = execute(run, options, accelerator, options.steps)
         if accelerator.is_main_process:
