@@ -3,7 +3,7 @@
 # mypy: allow-untyped-defs
 from __future__ import annotations
 
-from ._triton import INTERPRETED, constexpr, jit, round_to, tl, wait_for_previous
+from ._triton import INTERPRETED, constexpr, jit, prefetch_to_cache, round_to, tl, wait_for_previous
 
 
 def _assembly(bits: int, raise_: str) -> str:
@@ -86,7 +86,17 @@ def few_rows(
     n = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     unit = tl.arange(0, COLUMNS // 8)
     column = tl.arange(0, COLUMNS)
+    # The loop fetches weights and activations turns ahead, but not scales and zero points, which are too small for it:
+    # a program asks for all of its own at once. This reads nothing, so it may come before the previous kernel's end.
+    first_group = tl.where(n < N, n, 0) * GROUPS
+    prefetch_to_cache(scale + first_group)
+    if zero_point is not None:
+        prefetch_to_cache(zero_point + first_group)
     if EARLY:
+        # Weights are no result of the previous kernel's, as a rule; and where they are, the L2 cache is where it wrote.
+        start = tl.arange(0, 16) * (128 // BITS)
+        start = tl.where((n < N)[:, None] & (start < UNITS)[None, :], n[:, None] * UNITS + start[None, :], 0)
+        prefetch_to_cache(units + start)
         wait_for_previous()
     dtype: tl.constexpr = x.dtype.element_ty
     base: tl.constexpr = 128 if dtype == tl.bfloat16 else 1024
@@ -97,18 +107,17 @@ def few_rows(
         k = block[:, None, None] * COLUMNS + column[None, None, :]
         unit_pointers = units + n[None, :, None] * UNITS + u
         x_pointers = x + m[None, :, None] * STRIDE + k
-        group = n[None, :] * GROUPS + (block * COLUMNS // G)[:, None]
-        inside = (n < N)[None, :] & (block * COLUMNS < K)[:, None]
         if EVEN:
             packed = tl.load(unit_pointers)
-            s = tl.load(scale + group)
         else:
             packed = tl.load(unit_pointers, mask=(n < N)[None, :, None] & (u < UNITS), other=0)
-            s = tl.load(scale + group, mask=inside, other=0.0)
         if EVEN and ONE:
             xs = tl.load(x_pointers)
         else:
             xs = tl.load(x_pointers, mask=(m < M)[None, :, None] & (k < K), other=0.0)
+        group = n[None, :] * GROUPS + (block * COLUMNS // G)[:, None]
+        inside = (n < N)[None, :] & (block * COLUMNS < K)[:, None]
+        s = tl.load(scale + group) if EVEN else tl.load(scale + group, mask=inside, other=0.0)
         if zero_point is None:
             zero = tl.full((1, 1, 1), base + (1 << (BITS - 1)), tl.float32)
         elif EVEN:

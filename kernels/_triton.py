@@ -44,8 +44,16 @@ def round_to(value, dtype: tl.constexpr):
 def wait_for_previous():
     """For kernels launched with ``launch_pdl=True``: they start while the previous kernel ends, and wait here for it.
 
-    Nothing may be read or written before. Launched otherwise, both instructions do nothing.
+    Nothing may be read or written before. Launched otherwise, it does nothing.
     """
     if not INTERPRETED:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+
+
+@jit
+def prefetch_to_cache(pointers):
+    """Ask for the line of the L2 cache, 128 bytes, in which each pointer lies. Nothing is read."""
+    if not INTERPRETED:
+        assembly: tl.constexpr = "prefetch.global.L2 [$1]; mov.u32 $0, 0;"
+        tl.inline_asm_elementwise(assembly, "=r,l", [pointers], tl.int32, is_pure=False, pack=1)

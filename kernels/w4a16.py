@@ -47,6 +47,8 @@ BLOCK = 128  # columns that `few_rows` multiplies at a time: eight products of 1
 class Tile(NamedTuple):
     """Block sizes of `_tile`: rows of x, rows of W, columns; and how the compiler spreads them.
 
+    ``splits`` of the sum over K: 0 leaves them to ``splits_for``.
+
     Chapter: none (the kernels chapter is to come)
     """
 
@@ -55,12 +57,14 @@ class Tile(NamedTuple):
     columns: int
     warps: int
     stages: int
+    splits: int = 0
 
 
 class Few(NamedTuple):
     """How `few_rows` works: rows and outputs of a program, blocks of 128 columns a turn, warps, stages.
 
-    ``early``: launched while the previous kernel still ends (programmatic dependent launch, capability 9.0).
+    ``early``: launched while the previous kernel still ends (programmatic dependent launch, capability 9.0), it
+    fetches the first 2 KB of each row of the weight into the L2 cache meanwhile.
 
     Chapter: none (the kernels chapter is to come)
     """
@@ -247,7 +251,7 @@ def w4a16(
         if isinstance(plan, Few):
             _launch_few(x, weight, y, group_size, bits, plan)
             return y
-        splits = splits_for(rows, outputs, columns, plan[:3])
+        splits = plan.splits or splits_for(rows, outputs, columns, plan[:3])
         if splits == 1:
             _launch_tile(x, weight, y, group_size, bits, plan, splits)
             return y

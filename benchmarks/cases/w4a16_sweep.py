@@ -18,12 +18,13 @@ EIGHT = [
 SIXTEEN = [(16, 8, 8, 3), (32, 4, 4, 2), (32, 4, 4, 3), (32, 8, 8, 2), (16, 4, 4, 3), (64, 4, 4, 2), (64, 2, 2, 3)]
 THIRTY_TWO = [(32, 4, 4, 2), (16, 4, 4, 2), (16, 8, 8, 2)]
 TILES = [
-    PADDED,
     SOME,
+    SOME._replace(splits=4),
     Tile(32, 128, 128, 4, 3),
-    Tile(64, 64, 64, 4, 4),
-    Tile(64, 128, 128, 8, 3),
-    Tile(32, 64, 128, 4, 4),
+    Tile(32, 64, 128, 4, 4, splits=4),
+    Tile(64, 64, 64, 4, 4, splits=4),
+    Tile(64, 64, 128, 4, 3, splits=2),
+    Tile(64, 128, 128, 8, 3, splits=4),
 ]
 
 
@@ -40,7 +41,7 @@ def plans(rows: int) -> list[Plan]:
     if rows <= 16:
         few = [Few(16, *rest) for rest in SIXTEEN] + [Few(8, 32, 4, 4, 3), Few(16, 32, 4, 4, 3, early=True)]
         return [*few, PADDED]
-    few = [Few(32, *rest) for rest in THIRTY_TWO] + [Few(16, 32, 4, 4, 3)]
+    few = [Few(32, *rest) for rest in THIRTY_TWO] + [Few(16, 32, 4, 4, 3), Few(32, 32, 4, 4, 2, early=True)]
     return [*few, *TILES]
 
 

@@ -35,12 +35,6 @@ def variants(tmp_path_factory) -> list[dict]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def of(variants: list[dict], **wanted) -> list[dict]:
-    found = [v for v in variants if all(v[name] == value for name, value in wanted.items())]
-    assert found, f"no variant with {wanted}"
-    return found
-
-
 def test_nothing_spills(variants) -> None:
     for v in variants:
         assert (v["stack"], v["spills"]) == (0, 0), v
@@ -54,26 +48,26 @@ def test_shared_memory_fits(variants) -> None:
 def test_weights_arrive_sixteen_bytes_at_a_time(variants) -> None:
     for v in variants:
         assert v["loads_16_bytes"] >= v["weight_loads_16_bytes"], v
-        # With 32 columns a block, a lane's share of x is 8 bytes; scales and zero points are single values.
-        assert v["loads_4_or_8_bytes"] == (1 if v["group_size"] == 32 else 0), v
+    assert sum(v["weight_loads_16_bytes"] > 0 for v in variants) > 20
 
 
-@pytest.mark.parametrize(("capability", "instruction"), [(80, "mma.sync.aligned.m16n8k16"), (90, "wgmma.mma_async")])
-def test_many_rows_use_the_matrix_unit(variants, capability, instruction) -> None:
-    for dtype, name in (("bfloat16", "bf16"), ("float16", "f16")):
-        for v in of(variants, capability=capability, dtype=dtype):
-            if v["rows"] == 1:
-                assert v["matrix"] == [], v
-            else:
-                assert len(v["matrix"]) == 1, v
-                assert v["matrix"][0].startswith(instruction), v
-                assert f".f32.{name}.{name}" in v["matrix"][0], v
+def test_products_use_the_matrix_unit(variants) -> None:
+    for v in variants:
+        if v["expected"] == "":
+            assert v["matrix"] == [], v
+        elif v["expected"]:
+            assert v["matrix"], v
+            assert all(instruction.startswith(v["expected"]) for instruction in v["matrix"]), v
 
 
-@pytest.mark.parametrize("capability", [80, 90])
-def test_one_row_takes_few_enough_instructions_to_follow_the_memory(variants, capability) -> None:
+def test_few_rows_take_few_enough_instructions_to_follow_the_memory(variants) -> None:
     """An H100 that reads 3.0 TB/s has time for 5.2 to 5.9 instructions per weight, an A100 at 1.9 TB/s for 5.1."""
-    for v in of(variants, capability=capability, rows=1):
-        assert v["instructions_per_weight"] <= 4.6, v
-    for v in of(variants, capability=capability, rows=16, dtype="bfloat16", group_size=128, zeros=True):
-        assert v["instructions_per_weight"] <= 5.0, v
+    counted = [v for v in variants if v["most_instructions"]]
+    for v in counted:
+        assert v["instructions_per_weight"] <= v["most_instructions"], v
+    for capability in (80, 90):
+        one_row = [
+            v for v in counted if v["capability"] == capability and "few" in v["name"] and "one row" in v["name"]
+        ]
+        assert len(one_row) >= 5
+        assert all(v["instructions_per_weight"] <= 3.5 for v in one_row)
