@@ -34,10 +34,6 @@ from ._triton import INTERPRETED, jit, require_triton, round_to, tl, triton
 
 SIDE = 128  # up to this, one product does it
 LARGEST = {torch.float16: 4096, torch.bfloat16: 8192, torch.float32: 4096}  # up to this, two: more spills registers
-    torch.float16: 8192,
-    torch.bfloat16: 8192,
-    torch.float32: 4096,
-}  # up to this, two: more would spill registers
 MOST_ROWS = 256  # of a factor
 
 
