@@ -160,7 +160,7 @@ def smoke_runs() -> list[tuple[Run, int]]:
              for bits, rates in ((2, (5e-4, 1e-3, 2e-3, 4e-3)), (3, (3e-4, 1e-3)), (4, (1e-4, 3e-4, 1e-3)))
              for rate in rates]  # fmt: skip
     sweep += [replace(main, name=f"step_rate_{rate}", step_rate=rate) for rate in (3e-4, 3e-3)]
-    sweep += [replace(main, name=f"depth_{depth}", depth=depth) for depth in (0.0, 0.25)]
+    sweep += [replace(main, name=f"depth_{depth}", depth=depth) for depth in (0.0, 0.5)]
     sweep += [replace(main, name=f"scales_{rate}", recipe="scales", step_rate=rate) for rate in (1e-3, 4e-3)]
     sweep += [replace(main, name=f"low_rank_{rate}", recipe="low_rank", rate=rate) for rate in (1e-3, 4e-3)]
     tried = [run for run in runs() if run.seed == 0 and run.recipe != "none"]
