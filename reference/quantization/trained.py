@@ -181,6 +181,8 @@ def round_together(model: nn.Module) -> nn.Module:
     Chapter: quantization/quantization_aware
     """
 
+    factors: dict[object, Tensor] = {}
+
     def ahead(*_: object) -> None:
         together: dict[tuple, list[TrainedLinear]] = {}
         for layer in model.modules():
@@ -190,13 +192,15 @@ def round_together(model: nn.Module) -> nn.Module:
             sizes = [layer.log_step.numel() for layer in layers]
             groups = torch.cat([layer.weight.reshape(-1, spec.group_size) for layer in layers])
             step = torch.cat([layer.log_step.reshape(-1, 1) for layer in layers]).exp()
-            factors = torch.tensor([layer.factor for layer in layers], device=step.device)
-            factor = factors.repeat_interleave(torch.tensor(sizes, device=step.device), output_size=sum(sizes))[:, None]
+            key = spec, step.device
+            if key not in factors:  # copied to the device once
+                rows = [layer.factor for layer, size in zip(layers, sizes, strict=True) for _ in range(size)]
+                factors[key] = torch.tensor(rows, device=step.device)[:, None]
             zero: Tensor | int = spec.middle
             if not spec.symmetric:
                 zero = _whole(torch.cat([layer.zero_point.reshape(-1, 1) for layer in layers]), spec)  # type: ignore[union-attr]
             stored = straight_through(step.to(dtype).float(), step)
-            rounded = lsq(groups, stored, -zero, spec.levels - zero, factor=factor, mask=mask)
+            rounded = lsq(groups, stored, -zero, spec.levels - zero, factor=factors[key], mask=mask)
             for layer, part in zip(layers, rounded.split(sizes), strict=True):
                 layer._rounded = part.reshape(layer.out_features, layer.in_features)
 
