@@ -17,15 +17,17 @@ and its loss curve beside it:
 import argparse
 import datetime
 import fcntl
+import itertools
 import json
 import multiprocessing
 import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from threading import BrokenBarrierError
 from typing import Any
 
 import numpy as np
@@ -56,8 +58,9 @@ DOMAINS, SHARE = ("code", "documentation"), [0.6, 0.4]
 WINDOW, STRIDE, COMPARED = 256, 128, 8192  # of the evaluation; the last is what post_training_methods.py measures
 JUDGED = 32768  # calibration tokens of a domain that choose the rate
 WANTED, TIMED = 32, 15  # runs that shall fit into the time limit; steps timed for that
+STARTING = 30  # seconds before the first run
 SPENT_TRAINING = 0.75  # of a process's time; the rest measures
-CALIBRATION = 32  # sequences of a domain
+CALIBRATION = 16  # sequences of a domain
 EXPORTED = (3_600_000, 2_400_000)  # tokens of each domain
 GENERATED = 4096  # windows
 RANK = 8
@@ -221,7 +224,7 @@ def alone(path: Path) -> Iterator[None]:
 
 def solve(run: Run, folder: Path) -> Path:
     """The file of the shipped model as the run's solver leaves it; made once, since many runs start there."""
-    path = folder / f"{run.start}_{run.bits}_{run.group}_{run.symmetric}.safetensors"
+    path = start_file(run, folder)
     with alone(path):
         if not path.is_file():
             tokenizer, rows = tutorial.tokenizer(), []
@@ -233,6 +236,10 @@ def solve(run: Run, folder: Path) -> Path:
             save_file({k: v.contiguous() for k, v in model.state_dict().items() if "lm_head" not in k}, part)
             part.replace(path)
     return path
+
+
+def start_file(run: Run, folder: Path) -> Path:
+    return folder / f"{run.start}_{run.bits}_{run.group}_{run.symmetric}.safetensors"
 
 
 def quantized(run: Run, folder: Path) -> nn.Module:
@@ -453,22 +460,33 @@ def worker(options: argparse.Namespace, todo: list[Run], counter: Any, paces: An
     accelerator, longest = Accelerator(cpu=options.device == "cpu"), 0.0
     say(options, "imported")
     steps = options.steps or agreed_steps(options, accelerator, paces, barrier)
-    for run in take(todo, counter):
-        path, left = options.results / f"{run.name}.json", options.stop - time.monotonic()
-        if path.is_file() or left < (5 if run.recipe == "none" else max(longest, 5)):
-            continue
-        started = time.monotonic()
-        try:
-            result = execute(run, options, accelerator, steps)
-        except TimeoutError:
-            say(options, f"{run.name}: no time left")
-            continue
-        if run.recipe != "none":
-            longest = max(longest, time.monotonic() - started)
-        atomic_write(path, json.dumps(result).encode())
-        shown = result.get("after", result["before"])["bits_per_byte"]
-        say(options, f"{run.name:36} {shown['code']:.4f} {shown['documentation']:.4f}  "
-            f"{result.get('milliseconds_a_step', 0):.1f} ms a step, {result['seconds']}")  # fmt: skip
+    later: list[Run] = []
+    for run in itertools.chain(take(todo, counter), [None]):
+        ready = [waiting for waiting in later if run is None or start_file(waiting, options.results).is_file()]
+        later = [waiting for waiting in later if waiting not in ready]
+        if run is not None and run.recipe == "none" and not start_file(run, options.results).is_file():
+            later.append(run)  # do not wait for the solver
+        elif run is not None:
+            ready.append(run)
+        for chosen in ready:
+            path, left = options.results / f"{chosen.name}.json", options.stop - time.monotonic()
+            if path.is_file() or left < (5 if chosen.recipe == "none" else max(longest, 5)):
+                continue
+            started = time.monotonic()
+            try:
+                result = execute(chosen, options, accelerator, steps)
+            except TimeoutError:
+                say(options, f"{chosen.name}: no time left")
+                continue
+            except (RuntimeError, ValueError) as error:  # one recipe must not take the others with it
+                say(options, f"{chosen.name}: {error}")
+                continue
+            if chosen.recipe != "none":
+                longest = max(longest, time.monotonic() - started)
+            atomic_write(path, json.dumps(result).encode())
+            shown = result.get("after", result["before"])["bits_per_byte"]
+            say(options, f"{chosen.name:36} {shown['code']:.4f} {shown['documentation']:.4f}  "
+                f"{result.get('milliseconds_a_step', 0):.1f} ms a step, {result['seconds']}")  # fmt: skip
 
 
 def agreed_steps(options: argparse.Namespace, accelerator: Accelerator, paces: Any, barrier: Any) -> int:
@@ -478,7 +496,8 @@ def agreed_steps(options: argparse.Namespace, accelerator: Accelerator, paces: A
     loss = objective(model, "distillation", teacher)
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), fused=accelerator.device.type == "cuda")
     ids = torch.zeros(options.batch, options.length, dtype=torch.int64, device=accelerator.device)
-    barrier.wait()
+    with suppress(BrokenBarrierError):
+        barrier.wait(60)
     for number in range(5 + TIMED):
         if number == 5:
             started = time.monotonic()
@@ -488,10 +507,11 @@ def agreed_steps(options: argparse.Namespace, accelerator: Accelerator, paces: A
         optimizer.step()
         optimizer.zero_grad()
         value.item()
-    paces[barrier.wait()] = (time.monotonic() - started) / TIMED
-    barrier.wait()
-    pace = sum(paces) / len(paces)
-    free = (options.stop - time.monotonic()) * SPENT_TRAINING * options.processes
+    paces[os.getpid() % len(paces)] = pace = (time.monotonic() - started) / TIMED
+    with suppress(BrokenBarrierError):
+        barrier.wait(30)
+        pace = max(paces)
+    free = (options.time_limit - STARTING) * SPENT_TRAINING * options.processes
     steps = int(min(1000, max(50, free / (WANTED * pace) // 25 * 25)))
     say(options, f"{1000 * pace:.1f} ms a step in each of {options.processes} processes: {steps} steps a run")
     return steps
