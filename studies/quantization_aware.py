@@ -17,6 +17,7 @@ and its loss curve beside it:
 import argparse
 import datetime
 import fcntl
+import functools
 import itertools
 import json
 import multiprocessing
@@ -197,14 +198,25 @@ def export(work: Path, payload: Path) -> None:
     save_file(kept, payload / "tokens.safetensors")
 
 
+vocabulary = functools.cache(tutorial.tokenizer)
+
+
+@functools.cache
+def exact_model(device: torch.device) -> nn.Module:
+    """The shipped model in float, the teacher of every run."""
+    return tutorial.load().to(device).requires_grad_(False)
+
+
+@functools.cache
 def read_tokens(path: Path) -> list[np.ndarray]:
     tensors = load_file(path)
     return [tensors[name].numpy() for name in sorted(tensors)]
 
 
+@functools.cache
 def held_out(part: str, tokens: int | None = None) -> dict[str, tuple[Tensor, int]]:
     """Token ids and the bytes that they predict, by domain."""
-    tokenizer, found = tutorial.tokenizer(), {}
+    tokenizer, found = vocabulary(), {}
     for domain in DOMAINS:
         ids = text.encode(text.read(domain, part), tokenizer)[:tokens]
         found[domain] = (ids, len(tokenizer.decode(ids[1:], clean_up_tokenization_spaces=False).encode()))
@@ -311,7 +323,7 @@ def measure(model: nn.Module, texts: dict[str, tuple[Tensor, int]], teacher: nn.
     """Bits per byte of the whole text and of its first tokens, and the distance from the float model."""
     model.eval()
     result: dict = {"bits_per_byte": {}, "first_tokens": {}, "kl": {}, "top1": {}}
-    tokenizer = tutorial.tokenizer()
+    tokenizer = vocabulary()
     for domain, (ids, size) in texts.items():
         losses = token_losses(model, ids, window=WINDOW, stride=STRIDE, batch=64)
         result["bits_per_byte"][domain] = bits_per_byte(losses, size)
@@ -352,8 +364,7 @@ def before(run: Run) -> str:
 def execute(run: Run, options: argparse.Namespace, accelerator: Accelerator, steps: int) -> dict:
     """Train and measure one run; raises TimeoutError when the time is up."""
     clock = [time.monotonic()]
-    model, teacher = student(run, options.results).to(accelerator.device), tutorial.load().to(accelerator.device)
-    teacher.requires_grad_(False)
+    model, teacher = student(run, options.results).to(accelerator.device), exact_model(accelerator.device)
     texts = held_out("evaluation", options.evaluated)
     exact = measured_once(run, options, "float", lambda: measure(teacher, texts, teacher))
     clock.append(time.monotonic())
