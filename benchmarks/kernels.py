@@ -132,11 +132,11 @@ def check(case: Case, device: torch.device, emit: Emit) -> None:
         emit({"check": case.name, "call": name, "ok": None, "why": why, "seed": seed})
 
 
-def measure(case: Case, limits: dict[str, float], failed: set[tuple[str, str]], replays: int) -> dict:
+def measure(case: Case, device: torch.device, limits: dict[str, float], failed: set, replays: int) -> dict:
     cache = torch.cuda.get_device_properties(0).L2_cache_size
     copies = max(2, -(-4 * cache // max(case.rotated, 1)))
     copies = min(copies, 256)
-    built: Built = case.build(torch.device("cuda"), torch.Generator("cuda").manual_seed(copies), copies)
+    built: Built = case.build(device, torch.Generator(device).manual_seed(copies), copies)
     calls = {name: call for name, call in built.calls.items() if (case.name, name) not in failed}
     timer = captured if case.capture else launched
     refused = dict(built.refused) | {name: "failed the check" for name in built.calls if name not in calls}
@@ -348,7 +348,7 @@ def main() -> None:
             print(f"time limit: {len(cases) - number} of {len(cases)} cases left out", flush=True)
             break
         try:
-            row = measure(case, limits, failed, arguments.replays)
+            row = measure(case, device, limits, failed, arguments.replays)
         except Exception as problem:  # the next case must still be timed
             emit({"problem": f"{type(problem).__name__}: {problem}"[:400], "case": case.name})
             print(f"ERROR {case.name}: {' '.join(str(problem).split())[:200]}", flush=True)

@@ -244,13 +244,15 @@ class Int8Linear(nn.Module):
             y = y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
         return _NoDerivative.apply(x, y) if torch.is_grad_enabled() and x.requires_grad else y
 
-    def _by_torch(self, rows: Tensor) -> Tensor:
+    def _prepared(self, rows: Tensor) -> Tensor:
+        """The rows as they are quantised: in float32, scaled and rotated where the layer does that."""
         rows = rows.float()
         if self.channel_scale is not None:
             rows = rows / self.channel_scale.float()
-        if self.hadamard:
-            rows = transform(rows)
-        codes, step = quantize_activations(rows, self.activations, self.input_scale)
+        return transform(rows) if self.hadamard else rows
+
+    def _by_torch(self, rows: Tensor) -> Tensor:
+        codes, step = quantize_activations(self._prepared(rows), self.activations, self.input_scale)
         y = self._multiply(codes).mul_(step)
         return y if self.bias is None else y.add_(self.bias.float())
 
@@ -264,14 +266,13 @@ class Int8Linear(nn.Module):
         from reference.kernels.w8a8 import w8a8
 
         spec = self.activations
-        fused = spec.granularity == "per_token" and spec.bits == 8 and self.channel_scale is None and not self.hadamard
+        plain = self.channel_scale is None and not self.hadamard
+        fused = plain and spec.granularity == "per_token" and spec.bits == 8
         if fused and self.in_features <= kernel.MOST_COLUMNS:
             rows = rows if rows.stride(1) == 1 else rows.contiguous()
             codes, step = kernel.quantize_activations(rows, restricted=spec.restricted)
         else:
-            values = rows.float() if self.channel_scale is None else rows.float() / self.channel_scale.float()
-            values = transform(values) if self.hadamard else values
-            codes, step = quantize_activations(values, spec, self.input_scale)
+            codes, step = quantize_activations(self._prepared(rows), spec, self.input_scale)
             step = step.reshape(-1).expand(len(rows)).contiguous()
         scale = self.scale.float().reshape(-1).expand(self.out_features).contiguous()
         return w8a8(codes, self.weight, step, scale, self.bias, dtype=rows.dtype)
