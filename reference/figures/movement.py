@@ -10,20 +10,20 @@ from matplotlib.ticker import NullFormatter, NullLocator
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
-def identity(scores: Sequence[float], formula: Sequence[float]) -> Axes:
-    """Learned scores against what equation 5 makes of each weight's first and last value, and the diagonal.
+def gains(pairs: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Axes:
+    """Gain of the squared weight against the score learned, one point a weight.
 
     Args:
-        scores: one a weight.
-        formula: of the same weights.
+        pairs: label → scores and gains of the same weights, each in units of its largest.
     """
-    _, axes = plt.subplots(figsize=(4.6, 4.3))
-    ends = (min(scores), max(scores))
-    axes.plot(ends, ends, color="black", linewidth=1, label="_equal")
-    axes.plot(scores, formula, ".", markersize=2.5, alpha=0.5, linestyle="none", label="weights")
+    figure, axes = plt.subplots(figsize=(4.8, 4.4))
+    for number, (label, (scores, gain)) in enumerate(reversed(pairs.items())):
+        colour = f"C{len(pairs) - 1 - number}"
+        axes.plot(scores, gain, ".", markersize=2.5, alpha=0.6, linestyle="none", label=label, color=colour)
     axes.axhline(0, color="0.5", linewidth=0.8)
     axes.axvline(0, color="0.5", linewidth=0.8)
-    axes.set(xlabel="score learned", ylabel="from the weight before and after, (5)")
+    axes.set(xlabel="score, of the largest", ylabel="$W_T^2 - W_0^2$, of the largest")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=9.5, markerscale=4)
     return axes
 
 
