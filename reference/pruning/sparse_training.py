@@ -23,7 +23,7 @@ which also clears the momentum of what was dropped.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -185,6 +185,55 @@ def rigl_update(weight: Tensor, mask: Tensor, gradient: Tensor, fraction: float)
     if gradient.shape != weight.shape or gradient.isnan().any():
         raise ValueError(f"gradient is {tuple(gradient.shape)}; it must be {tuple(weight.shape)} and not hold NaN")
     return _drop_and_grow(weight, mask, gradient.detach().abs(), fraction)
+
+
+def mover(
+    masks: Mapping[str, Tensor],
+    *,
+    every: int,
+    end_step: int,
+    fraction: float = 0.3,
+    generators: Sequence[torch.Generator] | None = None,
+) -> Callable[[int, Mapping[str, Tensor], Mapping[str, Tensor]], dict[str, Tensor] | None]:
+    """Updates of many networks at once, as ``remask`` of :func:`reference.pruning.parallel_training.train`.
+
+    Args:
+        masks: name → bool ``[models, …]`` at the start.
+        every, end_step: see :func:`update_steps`.
+        fraction: see :func:`update_fraction`.
+        generators: one a network for SET; None for RigL.
+
+    Returns:
+        A function of the step, the state and the gradient of all weights: new masks at the steps of an update,
+        otherwise None. It remembers the masks, so it serves one training.
+
+    Raises:
+        ValueError: an argument is out of range, or there are not as many generators as networks.
+
+    Chapter: pruning/lottery_ticket
+    """
+    steps = set(update_steps(every=every, end_step=end_step))
+    models = len(next(iter(masks.values())))
+    if generators is not None and len(generators) != models:
+        raise ValueError(f"generators has {len(generators)}; it must have {models}, one a network, or be None")
+    current = dict(masks)
+
+    def update(step: int, state: Mapping[str, Tensor], slopes: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        if step not in steps:
+            return None
+        moved = update_fraction(step, end_step=end_step, fraction=fraction)
+        for name, mask in current.items():
+            rows = [
+                rigl_update(state[name][index], mask[index], slopes[name][index], moved)
+                if generators is None
+                else set_update(state[name][index], mask[index], moved, generators[index])
+                for index in range(models)
+            ]
+            current[name] = torch.stack(rows)
+        return dict(current)
+
+    _check_fraction(fraction)
+    return update
 
 
 def _drop_and_grow(weight: Tensor, mask: Tensor, grow_score: Tensor, fraction: float) -> Tensor:

@@ -13,6 +13,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from reference.models.vision import LeNet300
+from reference.pruning import densities, parallel_training
 from reference.pruning import sparse_training as sparse
 from reference.pruning.masks import Masks
 
@@ -223,6 +224,51 @@ def test_new_connections_start_at_zero_and_the_momentum_of_dropped_ones_is_clear
     assert (momentum[new & mask] != 0).any()
 
 
+@pytest.mark.parametrize("method", ["SET", "RigL"])
+def test_many_networks_move_as_each_would_alone(method):
+    images, labels = torch.rand(64, 1, 28, 28), torch.arange(64) % 10
+    model, states = LeNet300(), parallel_training.stack([LeNet300() for _ in range(3)])
+    shapes = {name: value.shape[1:] for name, value in states.items() if value.ndim == 3}
+    counts = densities.kept_counts(shapes, densities.erdos_renyi_densities(shapes, 0.05))
+    drawn = [densities.random_masks(shapes, counts, torch.Generator().manual_seed(seed)) for seed in range(3)]
+    masks = {name: torch.stack([one[name] for one in drawn]) for name in shapes}
+
+    def generators():
+        return [torch.Generator().manual_seed(9 + seed) for seed in range(3)] if method == "SET" else None
+
+    seen = []
+    together = sparse.mover(masks, every=2, end_step=5, generators=generators())
+
+    def watch(step, state, slopes):
+        new = together(step, state, slopes)
+        if new is not None:
+            seen.append((step, {n: state[n].clone() for n in shapes}, {n: slopes[n].clone() for n in shapes}, new))
+        return new
+
+    trained = parallel_training.train(
+        model, states, images, labels, steps=7, seeds=[0, 1, 2], rates=[1e-2] * 3, batch=16, masks=masks, remask=watch
+    )
+    assert [step for step, *_ in seen] == [2, 4]
+    own, before = generators(), masks
+    for step, state, slopes, new in seen:
+        moved = sparse.update_fraction(step, end_step=5)
+        for name in shapes:
+            for index in range(3):
+                args = state[name][index], before[name][index]
+                expected = (
+                    sparse.set_update(*args, moved, own[index])
+                    if method == "SET"
+                    else sparse.rigl_update(*args, slopes[name][index], moved)
+                )
+                assert torch.equal(new[name][index], expected)
+            assert (new[name].flatten(1).sum(1) == counts[name]).all()
+        assert any((new[name] != before[name]).any() for name in shapes)
+        before = new
+    for name in shapes:
+        assert (trained[name][~before[name]] == 0).all()
+        assert (trained[name][before[name]] != 0).float().mean() > 0.5
+
+
 def test_errors_name_what_is_wrong():
     w, m = torch.ones(2, 3), torch.ones(2, 3, dtype=torch.bool)
     generator = torch.Generator().manual_seed(0)
@@ -248,5 +294,7 @@ def test_errors_name_what_is_wrong():
         sparse.rigl_update(w * torch.nan, m, w, 0.5)
     with pytest.raises(ValueError, match="step is -1"):
         sparse.update_fraction(-1, end_step=10)
+    with pytest.raises(ValueError, match="generators has 1"):
+        sparse.mover({"w": m[None].expand(2, 2, 3)}, every=1, end_step=5, generators=[generator])
     with pytest.raises(ValueError, match="every is 0"):
         sparse.update_steps(every=0, end_step=10)
