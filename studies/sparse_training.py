@@ -1,10 +1,11 @@
 """Sparse from scratch beside the ticket: SNIP, SET, RigL, static masks, small dense networks and early-bird masks.
 
+    python studies/lottery_ticket.py --jobs 1    # first: finds the tickets, whose masks it keeps in .cache
     python studies/sparse_training.py            # all jobs that are missing, about 25 minutes on one idle core
     python studies/sparse_training.py --jobs 1   # the next one
 
 LeNet-300-100 on the task of ``studies/lottery_ticket.py``, five seeds, at the tickets' numbers of weights. Writes
-``book/data/sparse_training.json`` after each job; the tickets' masks are kept in ``.cache/sparse_training``.
+``book/data/sparse_training.json`` after each job.
 """
 
 import argparse
@@ -33,13 +34,14 @@ from reference.pruning import ticket_task as task
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT, CACHE = ROOT / "book/data/sparse_training.json", ROOT / ".cache/sparse_training"
+TICKETS, TICKET_ROWS = ROOT / ".cache/lottery_ticket", ROOT / "book/data/lottery_ticket.json"
 SEEDS = (0, 1, 2, 3, 4)
 TARGETS = (7, 12, 15, 18)  # rounds of the tickets compared: 21, 7, 3.6, 1.9 % kept
-LONG, LONG_TARGETS = 5, (7, 15)  # times as many steps, and where
+LONG, LONG_TARGET = 5, 15  # times as many steps, and where
 EVERY, UNTIL, FRACTION = 50, 0.75, 0.3  # steps between two updates, part of the training with updates, moved at first
 SCORED = 100  # examples of SNIP
-EPOCH, DRAWS = 37, (0, 1, 4, 12)  # steps a pass over the data; passes after which a mask is drawn and trained
-RESNET_EPOCHS, RESNET_SEEDS, RATIOS = 20, (0, 1, 2), (0.3, 0.5, 0.7)
+EPOCH, DRAWS = 37, (0, 1, 4)  # steps a pass over the data; passes after which a mask is drawn and trained
+RESNET_EPOCHS, RESNET_SEEDS, RATIOS = 16, (0, 1, 2), (0.3, 0.5, 0.7)
 MODEL = LeNet300()
 SHAPES = {name: tuple(p.shape) for name, p in MODEL.named_parameters() if p.ndim > 1}
 SIZES = (784, 300, 100, 10)
@@ -111,32 +113,64 @@ def share(cost: float) -> float:
     return round(cost / training_cost.static_products(266_200, task.STEPS * task.BATCH), 5)
 
 
-def tickets(images: task.Images, steps: int) -> list[dict]:
-    """Iterative pruning with rounds of ``steps``; the rounds compared are trained in full in the end."""
-    rows: list[dict] = []
-    label = f"ticket_{steps}"
+def counts_after(rounds: int) -> dict[str, int]:
+    """Weights left in each layer of a ticket."""
+    left = {name: MODEL.get_parameter(name).numel() for name in SHAPES}
+    for _ in range(rounds):
+        left = {name: count - round(task.FRACTIONS[name] * count) for name, count in left.items()}
+    return left
+
+
+def like(counts: dict[str, int]) -> parallel.States:
+    """Some masks with as many weights."""
+    return {name: (torch.arange(MODEL.get_parameter(name).numel()) < count).view(SHAPES[name]).repeat(len(SEEDS), 1, 1)
+            for name, count in counts.items()}  # fmt: skip
+
+
+def ticket(number: int) -> parallel.States:
+    masks = load_file(TICKETS / f"layers_{number}_masks.safetensors")
+    found = {name: int(mask[0].sum()) for name, mask in masks.items()}
+    if found != counts_after(number):
+        raise ValueError(f"ticket {number} has {found} weights; expected {counts_after(number)}")
+    return masks
+
+
+def search_cost(number: int, steps: int) -> int:
+    """Of all rounds before a ticket's own training."""
+    forwards = [sum(counts_after(before).values()) for before in range(number)]
+    return training_cost.ticket_products(forwards, steps * task.BATCH)
+
+
+def tickets() -> list[dict]:
+    """What the tickets of the other study look like and cost."""
+    rows = json.loads(TICKET_ROWS.read_text())["values"]["results"]["ticket"]
+    found = []
+    for number in (0, *TARGETS):
+        left = counts_after(number)
+        own = training_cost.static_products(sum(left.values()), task.STEPS * task.BATCH)
+        search = search_cost(number, task.STEPS) if number else 0
+        masks = ticket(number)
+        found.append({
+            "round": number, "layers": left, "cost": share(search + own), "own cost": share(own),
+            "widths": [architecture.widths([masks[name][i] for name in SHAPES]) for i in range(len(SEEDS))],
+            "accuracy": rows[number]["accuracy"], "final": rows[number]["final"],
+        })  # fmt: skip
+    return found
+
+
+def short_rounds(images: task.Images) -> list[dict]:
+    """Tickets found with rounds of a fifth of the steps, and then trained in full."""
+    start, steps, found = task.initial(SEEDS), task.STEPS // 5, []
 
     def train(state: parallel.States, masks: parallel.States) -> parallel.States:
-        trained, row = learn(images, state, masks, steps=steps)
-        rows.append(row)
-        say(label, row)
-        return trained
+        return learn(images, state, masks, steps=steps)[0]
 
-    spent, found = [], []
-    start = task.initial(SEEDS)
     for done in lottery_ticket.iterative(start, train, fractions=task.FRACTIONS, rounds=TARGETS[-1]):
-        forward = products(done.masks)[0]
-        if done.number in (0, *TARGETS):
-            row = rows[-1]
-            if steps < task.STEPS:
-                _, row = learn(images, start, done.masks)
-                say(f"{label} in full", row)
-            search = training_cost.ticket_products(spent, steps * task.BATCH) if spent else 0
-            last = training_cost.static_products(forward, task.STEPS * task.BATCH)
-            found.append({"round": done.number, **row, "cost": share(search + last),
-                          "layers": {name: int(mask[0].sum()) for name, mask in done.masks.items()}})  # fmt: skip
-            keep(f"{label}_{done.number}", done.masks)
-        spent.append(forward)
+        if done.number in TARGETS:
+            _, row = learn(images, start, done.masks)
+            own = training_cost.static_products(row["weights"][0], task.STEPS * task.BATCH)
+            found.append({"round": done.number, **row, "cost": share(search_cost(done.number, steps) + own)})
+            say(f"short rounds, {done.number}", row)
     return found
 
 
@@ -161,8 +195,7 @@ def drawn(wanted: dict[str, float], base: int) -> parallel.States:
 
 
 def start_mask(images: task.Images, arm: str, number: int) -> parallel.States:
-    ticket = kept(f"ticket_{task.STEPS}_{number}")
-    count = sum(int(mask[0].sum()) for mask in ticket.values())
+    count = sum(counts_after(number).values())
     if arm == "SNIP":
         return snip(images, count)
     if arm == "SNIP, shuffled":  # as many in each layer, anywhere
@@ -208,9 +241,9 @@ def scratch(images: task.Images, arm: str, number: int, times: int = 1) -> dict:
 
 def small(images: task.Images, arm: str, number: int, times: int = 1) -> dict:
     """A small dense network: LeNet's proportions, the ticket's pixels and proportions, or the ticket's widths."""
-    ticket = kept(f"ticket_{task.STEPS}_{number}")
-    units = [architecture.live_units([ticket[name][i] for name in SHAPES]) for i in range(len(SEEDS))]
-    budget = sum(int(mask[0].sum()) for mask in ticket.values()) + sum(SIZES[1:])  # biases are parameters too
+    masks_of = ticket(number)
+    units = [architecture.live_units([masks_of[name][i] for name in SHAPES]) for i in range(len(SEEDS))]
+    budget = sum(counts_after(number).values()) + sum(SIZES[1:])  # biases are parameters too
     sizes, pixels = [], []
     for live in units:
         read = [int(unit.sum()) for unit in live]
@@ -255,7 +288,7 @@ def embedded(
 
 def early(images: task.Images) -> dict:
     """Masks that would be drawn after each pass of the dense training: how far apart they are, and whether stable."""
-    wanted = {number: kept(f"ticket_{task.STEPS}_{number}") for number in TARGETS}
+    wanted = {number: like(counts_after(number)) for number in TARGETS}
     start = task.initial(SEEDS)
     masks: dict[int, list[parallel.States]] = {n: [lottery_ticket.largest(start, wanted[n])] for n in TARGETS}
 
@@ -305,7 +338,9 @@ def channels(images: task.Images) -> dict:
         optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
         masks: dict[float, list[dict[str, Tensor]]] = {ratio: [] for ratio in RATIOS}
         for epoch in range(RESNET_EPOCHS):
-            optimizer.param_groups[0]["lr"] = 0.1 * 0.1 ** ((epoch >= RESNET_EPOCHS // 2) + (epoch >= 15))
+            optimizer.param_groups[0]["lr"] = 0.1 * 0.1 ** (
+                (2 * epoch >= RESNET_EPOCHS) + (4 * epoch >= 3 * RESNET_EPOCHS)
+            )
             for rows in torch.randperm(len(x), generator=generator).split(64):
                 loss = functional.cross_entropy(model(x[rows]), y[rows]) + 1e-4 * sum(s.abs().sum() for s in scales)
                 optimizer.zero_grad()
@@ -325,22 +360,28 @@ def channels(images: task.Images) -> dict:
 
 
 def jobs(images: task.Images) -> dict[str, Callable[[], object]]:
-    found: dict[str, Callable[[], object]] = {"ticket": lambda: tickets(images, task.STEPS)}
-    arms = ("SNIP", "SNIP, shuffled", "static, Erdős–Rényi", "static, uniform", "SET", "RigL")
+    found: dict[str, Callable[[], object]] = {}
+    arms = ("RigL", "SNIP", "static, Erdős–Rényi", "SET", "SNIP, shuffled", "static, uniform")
     shapes = ("LeNet's proportions", "the ticket's pixels", "the ticket's widths")
-    for number, arm in itertools.product(TARGETS[::-1], arms):
-        found[f"{arm}, {number}"] = lambda arm=arm, number=number: scratch(images, arm, number)  # type: ignore[misc]
-    for number, arm in itertools.product(TARGETS[::-1], shapes):
-        found[f"small, {arm}, {number}"] = lambda arm=arm, number=number: small(images, arm, number)  # type: ignore[misc]
-    found["ticket, short rounds"] = lambda: tickets(images, task.STEPS // 5)
+    order = (15, 7, 12, 18)
+    for number in order[:2]:
+        for arm in arms:
+            found[f"{arm}, {number}"] = lambda arm=arm, number=number: scratch(images, arm, number)  # type: ignore[misc]
     found["early bird"] = lambda: early(images)
-    for number, pass_number in itertools.product((15, 7), DRAWS):
-        found[f"drawn early, {number}, {pass_number}"] = lambda number=number, pass_number=pass_number: learn(  # type: ignore[misc]
-            images, task.initial(SEEDS), kept(f"early_{number}_{pass_number}"))[1]  # fmt: skip
-    for number, arm in itertools.product(LONG_TARGETS[::-1], ("static, Erdős–Rényi", "SET", "RigL")):
-        found[f"{arm}, {number}, long"] = lambda arm=arm, number=number: scratch(images, arm, number, LONG)  # type: ignore[misc]
-    for number, arm in itertools.product(LONG_TARGETS[::-1], shapes[:2]):
-        found[f"small, {arm}, {number}, long"] = lambda arm=arm, number=number: small(images, arm, number, LONG)  # type: ignore[misc]
+    found["ticket"] = tickets
+    for number, shape in itertools.product(order, shapes):
+        found[f"small, {shape}, {number}"] = lambda shape=shape, number=number: small(images, shape, number)  # type: ignore[misc]
+    for shape in shapes[:2]:
+        found[f"small, {shape}, long"] = lambda shape=shape: small(images, shape, LONG_TARGET, LONG)  # type: ignore[misc]
+    for number in order[2:]:
+        for arm in arms:
+            found[f"{arm}, {number}"] = lambda arm=arm, number=number: scratch(images, arm, number)  # type: ignore[misc]
+    found["short rounds"] = lambda: short_rounds(images)
+    for arm in ("RigL", "static, Erdős–Rényi"):
+        found[f"{arm}, long"] = lambda arm=arm: scratch(images, arm, LONG_TARGET, LONG)  # type: ignore[misc]
+    for number, after in itertools.product((15, 7), DRAWS):
+        found[f"drawn early, {number}, {after}"] = lambda number=number, after=after: learn(  # type: ignore[misc]
+            images, task.initial(SEEDS), kept(f"early_{number}_{after}"))[1]  # fmt: skip
     found["channels"] = lambda: channels(images)
     return found
 
