@@ -28,6 +28,7 @@ from reference.models.vision import LeNet300
 from reference.pruning import connectivity, lottery_ticket
 from reference.pruning import parallel_training as parallel
 from reference.pruning import ticket_task as task
+from reference.pruning.chain_gradients import chain_gradients
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT, CACHE = ROOT / "book/data/lottery_ticket.json", ROOT / ".cache/lottery_ticket"
@@ -53,7 +54,7 @@ def learn(
     seeds = [SEEDS[index % len(SEEDS)] + order for index in range(count)]
     trained = parallel.train(
         MODEL, start, *images.train, steps=task.STEPS, seeds=seeds, rates=[task.RATE] * count, batch=task.BATCH,
-        start=first, masks=masks, schedule=schedule, after_step=watch,
+        start=first, masks=masks, schedule=schedule, after_step=watch, gradient=chain_gradients,
     )  # fmt: skip
     row = {
         "density": rounded(lottery_ticket.density(masks)),
@@ -81,7 +82,7 @@ def kept(name: str) -> parallel.States:
 def theta_k(images: task.Images) -> parallel.States:
     start = task.initial(SEEDS)
     return parallel.train(MODEL, start, *images.train, steps=REWIND, seeds=SEEDS, rates=[task.RATE] * len(SEEDS),
-                          batch=task.BATCH)  # fmt: skip
+                          batch=task.BATCH, gradient=chain_gradients)  # fmt: skip
 
 
 def rounds(

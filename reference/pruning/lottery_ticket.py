@@ -248,7 +248,7 @@ def signs_only(states: Mapping[str, Tensor], names: Sequence[str]) -> States:
         states: name → ``[models, …]``, not yet masked.
         names: of the weights replaced; the others stay.
 
-    Source: Zhou et al. 2019, "Deconstructing lottery tickets", section 4.
+    Source: Zhou et al. 2019, "Deconstructing lottery tickets", the experiments on kept weights ("mask-1 actions").
 
     Chapter: pruning/lottery_ticket
     """

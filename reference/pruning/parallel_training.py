@@ -27,6 +27,8 @@ from torch.nn import functional
 States = dict[str, Tensor]
 #: From groups ``{"params": …, "lr": …}`` to an optimiser.
 OptimizerFactory = Callable[[list[dict]], torch.optim.Optimizer]
+#: From an architecture, a state, images and labels to gradients and losses, as :func:`gradients`.
+Gradient = Callable[[nn.Module, Mapping[str, Tensor], Tensor, Tensor], tuple[States, Tensor]]
 
 
 def adam(groups: list[dict]) -> torch.optim.Optimizer:
@@ -184,6 +186,7 @@ def train(
     rates: Sequence[float],
     optimizer: OptimizerFactory = adam,
     batch: int = 60,
+    gradient: Gradient | None = None,
     start: int = 0,
     masks: Mapping[str, Tensor] | None = None,
     schedule: Callable[[int, int], float] | None = None,
@@ -201,6 +204,8 @@ def train(
         rates: learning rates, one a network; equal rates that are neighbours share a kernel.
         optimizer: makes the optimiser, with fresh state; a network's step must depend on its own gradient only.
         batch: images a step.
+        gradient: in place of :func:`gradients`, which it must equal; for fully connected networks
+            :func:`reference.pruning.chain_gradients.chain_gradients` is faster.
         start: first step. The order of the images and the schedule go on as if earlier steps had been taken.
         masks: name → bool ``[models, …]``, False where a weight is zero and stays zero. Others stay dense.
         schedule: maps step and ``steps`` to a factor on the rates.
@@ -238,7 +243,7 @@ def train(
     rows_of = orders_of(seeds, len(images), batch=batch, start=start)
     for step in range(start, steps):
         rows = next(rows_of).to(images.device)
-        slopes, _ = gradients(model, state, images[rows], labels[rows])
+        slopes, _ = (gradient or gradients)(model, state, images[rows], labels[rows])
         if remask is not None and (new := remask(step, state, slopes)) is not None:
             kept |= _checked(new, state)
             _apply(kept, state)

@@ -1,6 +1,7 @@
 """Networks trained side by side are those trained one after the other."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from reference.evaluation import accuracy
 from reference.pruning import parallel_training as parallel
+from reference.pruning.chain_gradients import chain_gradients
 from reference.pruning.masks import Masks
 from reference.training import fit
 
@@ -50,6 +52,37 @@ def test_equals_the_sequential_loop(data: tuple[torch.Tensor, torch.Tensor], mak
         fit(model, *data, epochs=5, optimizer=optimizer, batch=16, seed=seeds[index], after_step=hold, schedule=fall)
         for name, value in model.state_dict().items():
             torch.testing.assert_close(found[name][index], value, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("widths", [(12, 4), (12, 9, 4), (12, 9, 7, 4)])
+def test_gradients_written_out_equal_those_of_vmap(data: tuple[torch.Tensor, torch.Tensor], widths: tuple) -> None:
+    torch.manual_seed(0)
+    models = []
+    for _ in range(3):
+        layers = [layer for a, b in itertools.pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())]
+        models.append(nn.Sequential(*layers[:-1]).double())
+    states = parallel.stack(models)
+    rows = torch.arange(60).view(3, 20)
+    expected = parallel.gradients(models[0], states, data[0][rows], data[1][rows])
+    found = chain_gradients(models[0], states, data[0][rows].view(3, 20, 3, 4), data[1][rows])
+    torch.testing.assert_close(found, expected)
+    run = {"steps": 9, "seeds": [0, 1, 2], "rates": [0.1] * 3, "batch": 16}
+    one = parallel.train(models[0], states, *data, **run)
+    other = parallel.train(models[0], states, *data, gradient=chain_gradients, **run)
+    torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("broken", ["inputs", "bias", "odd"])
+def test_gradients_written_out_refuse_other_networks(data: tuple[torch.Tensor, torch.Tensor], broken: str) -> None:
+    states = parallel.stack(nets(2))
+    if broken == "inputs":
+        states["0.weight"] = states["0.weight"][..., 1:]
+    elif broken == "bias":
+        states["2.bias"] = states["2.bias"][:, 1:]
+    else:
+        del states["2.bias"]
+    with pytest.raises(ValueError, match="it must hold weight"):
+        chain_gradients(nets(1)[0], states, data[0][:40].view(2, 20, 12), data[1][:40].view(2, 20))
 
 
 def test_a_run_in_two_parts_is_the_whole_run(data: tuple[torch.Tensor, torch.Tensor]) -> None:
