@@ -31,6 +31,7 @@ from reference.models.vision import LeNet300, SmallResNet
 from reference.pruning import architecture, densities, early_bird, lottery_ticket, sparse_training, training_cost
 from reference.pruning import parallel_training as parallel
 from reference.pruning import ticket_task as task
+from reference.pruning.chain_gradients import chain_gradients
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT, CACHE = ROOT / "book/data/sparse_training.json", ROOT / ".cache/sparse_training"
@@ -86,6 +87,7 @@ def learn(
     trained = parallel.train(
         model, lottery_ticket.masked(start, masks), *images.train, steps=steps, seeds=SEEDS,
         rates=[task.RATE] * len(SEEDS), batch=task.BATCH, masks=masks, remask=remask, after_step=look,
+        gradient=chain_gradients,
     )  # fmt: skip
     return trained, {
         "weights": [int(sum(mask[i].sum() for mask in masks.values())) for i in range(len(SEEDS))],
