@@ -31,6 +31,7 @@ from reference.models.vision import LeNet300, SmallResNet
 from reference.pruning import architecture, densities, early_bird, lottery_ticket, sparse_training, training_cost
 from reference.pruning import parallel_training as parallel
 from reference.pruning import ticket_task as task
+from reference.pruning.chain_gradients import chain_gradients
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT, CACHE = ROOT / "book/data/sparse_training.json", ROOT / ".cache/sparse_training"
@@ -86,6 +87,7 @@ def learn(
     trained = parallel.train(
         model, lottery_ticket.masked(start, masks), *images.train, steps=steps, seeds=SEEDS,
         rates=[task.RATE] * len(SEEDS), batch=task.BATCH, masks=masks, remask=remask, after_step=look,
+        gradient=chain_gradients,
     )  # fmt: skip
     return trained, {
         "weights": [int(sum(mask[i].sum() for mask in masks.values())) for i in range(len(SEEDS))],
@@ -165,8 +167,8 @@ def short_rounds(images: task.Images) -> list[dict]:
     def train(state: parallel.States, masks: parallel.States) -> parallel.States:
         return learn(images, state, masks, steps=steps)[0]
 
-    for done in lottery_ticket.iterative(start, train, fractions=task.FRACTIONS, rounds=TARGETS[-1]):
-        if done.number in TARGETS:
+    for done in lottery_ticket.iterative(start, train, fractions=task.FRACTIONS, rounds=LONG_TARGET):
+        if done.number in (7, LONG_TARGET):
             _, row = learn(images, start, done.masks)
             own = training_cost.static_products(row["weights"][0], task.STEPS * task.BATCH)
             found.append({"round": done.number, **row, "cost": share(search_cost(done.number, steps) + own)})
@@ -300,8 +302,9 @@ def early(images: task.Images) -> dict:
     learn(images, start, {}, after_step=draw)
     found = {}
     for number in TARGETS:
-        for pass_number in DRAWS:
-            keep(f"early_{number}_{pass_number}", masks[number][pass_number])
+        if number == LONG_TARGET:
+            for after in DRAWS:
+                keep(f"early_{number}_{after}", masks[number][after])
         density = float(lottery_ticket.density(wanted[number])[0])
         chance = sum(  # layers have densities of their own
             early_bird.chance_distance(float(wanted[number][n][0].double().mean())) * wanted[number][n][0].numel()
@@ -363,25 +366,22 @@ def jobs(images: task.Images) -> dict[str, Callable[[], object]]:
     found: dict[str, Callable[[], object]] = {}
     arms = ("RigL", "SNIP", "static, Erdős–Rényi", "SET", "SNIP, shuffled", "static, uniform")
     shapes = ("LeNet's proportions", "the ticket's pixels", "the ticket's widths")
-    order = (15, 7, 12, 18)
-    for number in order[:2]:
-        for arm in arms:
-            found[f"{arm}, {number}"] = lambda arm=arm, number=number: scratch(images, arm, number)  # type: ignore[misc]
+    for number, arm in itertools.product((15, 7), arms):
+        found[f"{arm}, {number}"] = lambda arm=arm, number=number: scratch(images, arm, number)  # type: ignore[misc]
     found["early bird"] = lambda: early(images)
     found["ticket"] = tickets
-    for number, shape in itertools.product(order, shapes):
+    for number, shape in [*itertools.product((15, 7), shapes), *itertools.product((12, 18), shapes[:2])]:
         found[f"small, {shape}, {number}"] = lambda shape=shape, number=number: small(images, shape, number)  # type: ignore[misc]
     for shape in shapes[:2]:
         found[f"small, {shape}, long"] = lambda shape=shape: small(images, shape, LONG_TARGET, LONG)  # type: ignore[misc]
-    for number in order[2:]:
-        for arm in arms:
-            found[f"{arm}, {number}"] = lambda arm=arm, number=number: scratch(images, arm, number)  # type: ignore[misc]
-    found["short rounds"] = lambda: short_rounds(images)
     for arm in ("RigL", "static, Erdős–Rényi"):
         found[f"{arm}, long"] = lambda arm=arm: scratch(images, arm, LONG_TARGET, LONG)  # type: ignore[misc]
-    for number, after in itertools.product((15, 7), DRAWS):
-        found[f"drawn early, {number}, {after}"] = lambda number=number, after=after: learn(  # type: ignore[misc]
-            images, task.initial(SEEDS), kept(f"early_{number}_{after}"))[1]  # fmt: skip
+    found["short rounds"] = lambda: short_rounds(images)
+    for after in DRAWS:
+        found[f"drawn early, {after}"] = lambda after=after: learn(  # type: ignore[misc]
+            images, task.initial(SEEDS), kept(f"early_{LONG_TARGET}_{after}"))[1]  # fmt: skip
+    for number, arm in itertools.product((12, 18), arms[:3]):
+        found[f"{arm}, {number}"] = lambda arm=arm, number=number: scratch(images, arm, number)  # type: ignore[misc]
     found["channels"] = lambda: channels(images)
     return found
 
