@@ -23,8 +23,9 @@ def chain_gradients(
     """Gradient of the mean cross-entropy of each fully connected network on its own batch.
 
     Args:
-        model: not used; the architecture must be linear layers with biases and ReLU between them, and nothing else.
-        states: name → ``[models, …]``, weight and bias of each layer in turn, from first to last.
+        model: linear layers with biases and ReLU between them, and nothing else; only the order of its parameters is
+            used: weight and bias of each layer in turn, from first to last.
+        states: name → ``[models, …]``.
         images: ``[models, batch, …]``, flattened to the inputs of the first layer.
         labels: int64 ``[models, batch]``.
 
@@ -32,15 +33,16 @@ def chain_gradients(
         name → ``[models, …]`` and the losses ``[models]``.
 
     Raises:
+        KeyError: ``states`` lacks a parameter.
         ValueError: the parameters are not those of such a chain.
 
     Chapter: pruning/lottery_ticket
     """
-    names = list(states)
+    names = [name for name, _ in model.named_parameters()]
     weights, biases = [states[name] for name in names[::2]], [states[name] for name in names[1::2]]
     inputs = [images[0, 0].numel(), *(weight.shape[1] for weight in weights)]
     wanted = [(w.shape[:2], (*w.shape[:2], n)) for w, n in zip(weights, inputs, strict=False)]
-    if [(b.shape, w.shape) for w, b in zip(weights, biases, strict=False)] != wanted:
+    if len(weights) != len(biases) or [(b.shape, w.shape) for w, b in zip(weights, biases, strict=True)] != wanted:
         raise ValueError(
             f"states holds {[(n, tuple(v.shape)) for n, v in states.items()]}; it must hold weight [models, out, in] "
             f"and bias [models, out] of each layer in turn, the first with {inputs[0]} inputs"

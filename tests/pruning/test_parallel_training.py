@@ -72,17 +72,26 @@ def test_gradients_written_out_equal_those_of_vmap(data: tuple[torch.Tensor, tor
     torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("broken", ["inputs", "bias", "odd"])
-def test_gradients_written_out_refuse_other_networks(data: tuple[torch.Tensor, torch.Tensor], broken: str) -> None:
-    states = parallel.stack(nets(2))
-    if broken == "inputs":
-        states["0.weight"] = states["0.weight"][..., 1:]
-    elif broken == "bias":
-        states["2.bias"] = states["2.bias"][:, 1:]
-    else:
-        del states["2.bias"]
+@pytest.mark.parametrize(
+    ("layers", "inputs"),
+    [
+        ([nn.Linear(12, 9), nn.Linear(9, 4)], 11),
+        ([nn.Linear(12, 9, bias=False), nn.Linear(9, 4)], 12),
+        ([nn.Linear(12, 9), nn.Linear(9, 4, bias=False)], 12),
+        ([nn.Linear(12, 9), nn.Linear(8, 4)], 12),
+    ],
+)
+def test_gradients_written_out_refuse_other_networks(layers: list[nn.Module], inputs: int) -> None:
+    model = nn.Sequential(*layers)
     with pytest.raises(ValueError, match="it must hold weight"):
-        chain_gradients(nets(1)[0], states, data[0][:40].view(2, 20, 12), data[1][:40].view(2, 20))
+        chain_gradients(model, parallel.stack([model]), torch.zeros(1, 5, inputs), torch.zeros(1, 5, dtype=torch.long))
+
+
+def test_gradients_written_out_do_not_depend_on_the_order_of_a_file(data: tuple[torch.Tensor, torch.Tensor]) -> None:
+    model, states = nets(1)[0], parallel.stack(nets(2))
+    batch = data[0][:40].view(2, 20, 12), data[1][:40].view(2, 20)
+    found, _ = chain_gradients(model, dict(sorted(states.items())), *batch)
+    torch.testing.assert_close(found, chain_gradients(model, states, *batch)[0])
 
 
 def test_a_run_in_two_parts_is_the_whole_run(data: tuple[torch.Tensor, torch.Tensor]) -> None:
