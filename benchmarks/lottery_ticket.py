@@ -122,12 +122,11 @@ def main() -> None:
         "name": "lottery_ticket",
         "what": "Adam steps of one network of 60 images each, milliseconds, many trained in a loop and at once; best of "
         "interleaved runs",
-        "values": values,
+        "values": {"rows": values},
         "command": "python benchmarks/lottery_ticket.py" + (f" --device {options.device}" if cuda else ""),
         "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU, one thread",
         "date": date.today().isoformat(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "load": [round(value, 2) for value in os.getloadavg()],
         "seed": 0,
         "cheap": False,
     }

@@ -36,29 +36,6 @@ def against_density(
     return axes
 
 
-def differences(points: Mapping[str, Mapping[str, Sequence[float]]], xlabel: str) -> Axes:
-    """Difference of each control from the ticket, a dot at the mean and a bar of 95 % confidence; zero is no difference.
-
-    Args:
-        points: label, such as the percentage kept → control → one paired difference a seed.
-        xlabel: what the differences are.
-    """
-    _, axes = plt.subplots(figsize=(5.2, 3.8))
-    axes.axvline(0, color="black", linewidth=1)
-    names = list(next(iter(points.values())))
-    for number, (label, by_control) in enumerate(points.items()):
-        means, halves = np.array([interval(by_control[name]) for name in names]).T
-        places = np.arange(len(names)) + 0.22 * (number - (len(points) - 1) / 2)
-        axes.scatter(means, places, s=18, marker=MARKERS[number], color=f"C{number}", label=label, zorder=3)
-        for place, mean, half in zip(places, means, halves, strict=True):
-            axes.plot((mean - half, mean + half), (place, place), color=f"C{number}", linewidth=1.6)
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.set_xlabel(xlabel)
-    axes.legend(fontsize=9.5)
-    return axes
-
-
 def along_line(curves: Mapping[str, Sequence[Sequence[float]]]) -> Axes:
     """Error on the straight line between two trained networks, a line a pair and thick their mean.
 

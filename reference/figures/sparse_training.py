@@ -35,7 +35,7 @@ def against_cost(
     axes.set(xscale="log", xlabel="cost of the training, dense trainings", ylabel="test accuracy, %")
     axes.set_xticks(COSTS, [str(tick) for tick in COSTS])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.legend(fontsize=9, ncols=2, loc="lower right")
+    axes.legend(fontsize=9, loc="lower right")
     return axes
 
 
