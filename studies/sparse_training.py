@@ -160,6 +160,15 @@ def tickets() -> list[dict]:
     return found
 
 
+def ticket_for_longer(images: task.Images) -> dict:
+    """A ticket trained for as many steps as the long trainings of the others."""
+    masks = ticket(LONG_TARGET)
+    _, row = learn(images, task.initial(SEEDS), masks, steps=LONG * task.STEPS)
+    own = training_cost.static_products(row["weights"][0], LONG * task.STEPS * task.BATCH)
+    say("ticket, long", row)
+    return {**row, "cost": share(search_cost(LONG_TARGET, task.STEPS) + own)}
+
+
 def short_rounds(images: task.Images) -> list[dict]:
     """Tickets found with rounds of a fifth of the steps, and then trained in full."""
     start, steps, found = task.initial(SEEDS), task.STEPS // 5, []
@@ -380,6 +389,7 @@ def jobs(images: task.Images) -> dict[str, Callable[[], object]]:
     for after in DRAWS:
         found[f"drawn early, {after}"] = lambda after=after: learn(  # type: ignore[misc]
             images, task.initial(SEEDS), kept(f"early_{LONG_TARGET}_{after}"))[1]  # fmt: skip
+    found["ticket, long"] = lambda: ticket_for_longer(images)
     for number, arm in itertools.product((12, 18), arms[:3]):
         found[f"{arm}, {number}"] = lambda arm=arm, number=number: scratch(images, arm, number)  # type: ignore[misc]
     found["channels"] = lambda: channels(images)
