@@ -13,8 +13,6 @@ import json
 import os
 import platform
 import sys
-import time
-from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
@@ -23,6 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from torch import nn
 
+from reference.hardware.latency import compare
 from reference.layers import FEW_ROWS, QuantizedLinear
 from reference.quantization.grid import QuantizationSpec
 from reference.quantization.round_to_nearest import quantize_layer
@@ -31,21 +30,6 @@ from reference.quantization.round_to_nearest import quantize_layer
 SHAPES = ((256, 256, 128), (768, 256, 128), (1024, 1024, 128), (4096, 4096, 128))
 ROWS = (1, 4, 16, 64)
 RESULT = Path(__file__).parent / "results" / "packed_linear.json"
-
-
-def best_of(functions: dict[str, Callable[[], object]], seconds: float) -> tuple[dict[str, float], int]:
-    """Least time of each function in seconds, called in turns for ``seconds`` altogether."""
-    best = dict.fromkeys(functions, float("inf"))
-    for function in functions.values():
-        function()
-    rounds, end = 0, time.perf_counter() + seconds
-    while rounds < 5 or time.perf_counter() < end:
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            best[name] = min(best[name], time.perf_counter() - start)
-        rounds += 1
-    return best, rounds
 
 
 @torch.inference_mode()
@@ -66,13 +50,13 @@ def measure(outputs: int, inputs: int, group_size: int, rows: int, seconds: floa
         "packed": lambda: packed(x_half),
         "dequantise": lambda: always(x_half),
     }
-    best, rounds = best_of(functions, seconds)
+    times = compare(functions, warmup=1, seconds=seconds)
+    best = {name: found.best for name, found in times.items()}
     return {
         "outputs": outputs,
         "inputs": inputs,
         "group_size": group_size,
         "rows": rows,
-        "calls": rounds,
         "way": "int4 operator" if rows <= FEW_ROWS else "dequantise",
         "milliseconds": {name: round(1e3 * value, 4) for name, value in best.items()},
         "times_faster_than_bfloat16": round(best["bfloat16"] / best["packed"], 3),

@@ -3,7 +3,6 @@
 import json
 import math
 import struct
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from .hardware.latency import Latency as Latency  # one way to time, reached from here too
+from .hardware.latency import latency as latency
 
 
 def windows(count: int, window: int, stride: int) -> list[tuple[int, int, int]]:
@@ -275,43 +277,3 @@ def _kind(name: str) -> str:
     if name.endswith((".weight", ".weight_packed", ".qweight")) and "norm" not in name.lower():
         return "weights"
     return "other"
-
-
-class Latency(NamedTuple):
-    """Seconds of one call: the best, the median, and the middle half of the repeats.
-
-    Chapter: quantization/post_training
-    """
-
-    best: float
-    median: float
-    low: float
-    high: float
-
-
-def latency(function: Callable[[], object], *, repeats: int = 20, warmup: int = 3) -> Latency:
-    """Time a call, with its spread.
-
-    Compare two latencies only as a ratio from one run on one machine.
-
-    Args:
-        function: called ``warmup + repeats`` times.
-        repeats: timed calls, at least 4.
-        warmup: untimed calls before.
-
-    Raises:
-        ValueError: ``repeats`` is below 4.
-
-    Chapter: quantization/post_training
-    """
-    if repeats < 4:
-        raise ValueError(f"repeats is {repeats}; a spread needs at least 4")
-    for _ in range(warmup):
-        function()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - start)
-    seconds.sort()
-    return Latency(seconds[0], seconds[repeats // 2], seconds[repeats // 4], seconds[3 * repeats // 4])

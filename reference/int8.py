@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from reference.quantization.activations import ActivationSpec, quantize_activations
 from reference.quantization.grid import QuantizationSpec
+from reference.quantization.hadamard import transform
 from reference.quantization.round_to_nearest import quantize_layer
 from reference.tensors import QuantizedTensor
 
@@ -115,6 +116,8 @@ class Int8Linear(nn.Module):
         input_scale: ``[1]``, of ``granularity="static"``.
         channel_scale: ``[in_features]``; the input is divided by it before it is quantised, for
             models that have no place to fold it into. ``weight`` is that of the multiplied columns.
+        hadamard: the input is rotated by :func:`reference.quantization.hadamard.transform` before it is
+            quantised. ``weight`` is that of the rows rotated alike, so that the product is the same.
 
     Attributes:
         weight: int8 ``[out_features, in_features]``, the codes less the middle one.
@@ -142,11 +145,13 @@ class Int8Linear(nn.Module):
         *,
         input_scale: Tensor | None = None,
         channel_scale: Tensor | None = None,
+        hadamard: bool = False,
     ) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.spec: QuantizationSpec = weight.spec
         self.activations = activations or ActivationSpec()
+        self.hadamard = hadamard
         if not self.spec.symmetric:
             raise ValueError("weight has an affine grid; integer products need a symmetric one, where code 0 is zero")
         if weight.group_index is not None:
@@ -173,14 +178,15 @@ class Int8Linear(nn.Module):
         *,
         input_scale: Tensor | None = None,
         channel_scale: Tensor | None = None,
+        hadamard: bool = False,
     ) -> "Int8Linear":
         """The integer stand-in for ``linear``, keeping its bias.
 
         Args:
-            weight: what a solver made of ``linear.weight``, its columns multiplied by ``channel_scale``.
-                By default they are multiplied and rounded to nearest here, 8 bits, one scale an output
-                channel.
-            activations, input_scale, channel_scale: as in the class.
+            weight: what a solver made of ``linear.weight``, its columns multiplied by ``channel_scale``, its
+                rows rotated if ``hadamard``. By default they are that, and rounded to nearest, here: 8 bits,
+                one scale an output channel.
+            activations, input_scale, channel_scale, hadamard: as in the class.
 
         Raises:
             ValueError: shapes differ, or as in the class.
@@ -189,12 +195,15 @@ class Int8Linear(nn.Module):
             columns = linear.weight.detach()
             if channel_scale is not None:
                 columns = columns * channel_scale.to(columns)
+            if hadamard:
+                columns = transform(columns)
             weight = quantize_layer(columns, QuantizationSpec(8, symmetric=True))
         if tuple(linear.weight.shape) != tuple(weight.shape):
             raise ValueError(
                 f"weight is {tuple(weight.shape)}, the layer that it replaces {tuple(linear.weight.shape)}"
             )
-        return cls(weight, activations, linear.bias, input_scale=input_scale, channel_scale=channel_scale)
+        scales = {"input_scale": input_scale, "channel_scale": channel_scale}
+        return cls(weight, activations, linear.bias, **scales, hadamard=hadamard)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Int8Linear":
         stored = {name: getattr(self, name) for name in ("scale", "input_scale", "channel_scale")}
@@ -216,6 +225,8 @@ class Int8Linear(nn.Module):
             rows = x.detach().reshape(-1, self.in_features).float()
             if self.channel_scale is not None:
                 rows = rows / self.channel_scale.float()
+            if self.hadamard:
+                rows = transform(rows)
             codes, step = quantize_activations(rows, self.activations, self.input_scale)
             y = self._multiply(codes).mul_(step)
             if self.bias is not None:
@@ -238,4 +249,4 @@ class Int8Linear(nn.Module):
 
     def extra_repr(self) -> str:
         kind = f"{self.spec.bits}-bit weights, {self.activations.bits}-bit {self.activations.granularity} activations"
-        return f"{self.in_features}, {self.out_features}, {kind}"
+        return f"{self.in_features}, {self.out_features}, {kind}{', rotated' if self.hadamard else ''}"

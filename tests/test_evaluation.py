@@ -1,7 +1,6 @@
-"""Loss, agreement, bytes and time, each against a slower or simpler way to the same number."""
+"""Loss, agreement and bytes, each against a slower or simpler way to the same number."""
 
 import math
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +17,6 @@ from reference.evaluation import (
     accuracy,
     agreement,
     bits_per_byte,
-    latency,
     perplexity,
     size_on_disk,
     tensor_bytes,
@@ -248,21 +246,7 @@ def test_a_folder_without_tensors_and_a_file_that_holds_none_are_refused(tmp_pat
             size_on_disk(tmp_path)
 
 
-# --- time -----------------------------------------------------------------------------------------
-
-
-def test_latency_is_ordered_and_about_what_was_slept() -> None:
-    calls = []
-
-    def work() -> None:
-        calls.append(1)
-        time.sleep(0.002)
-
-    result = latency(work, repeats=8, warmup=2)
-    assert len(calls) == 10
-    assert 0.002 <= result.best <= result.low <= result.median <= result.high
-    with pytest.raises(ValueError, match="repeats is 3; a spread needs at least 4"):
-        latency(work, repeats=3)
+# --- accuracy -------------------------------------------------------------------------------------
 
 
 def test_accuracy_counts_the_right_answers() -> None:

@@ -78,6 +78,10 @@ def _activations(layer: nn.Module, name: str) -> dict | None:
         return None
     if layer.channel_scale is not None:
         raise ValueError(f"{name} divides its input by a channel scale, for which compressed-tensors has no place")
+    if layer.hadamard:
+        raise ValueError(
+            f"{name} rotates its input, which the loaders of this format here do not know; keep it in memory"
+        )
     if layer.activations.restricted:
         raise ValueError(f"{name} has a restricted activation grid; loaders compute with steps of absmax / 127.5")
     dynamic = layer.activations.granularity != "static"

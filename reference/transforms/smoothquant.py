@@ -6,7 +6,7 @@ residual reads the norm's output too (BERT), the layers divide their input thems
 """
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from reference.calibration import Call, capture, walk_blocks
 from reference.int8 import Int8Linear
 from reference.models.families import Family, Scaling, family_of, replace_module
-from reference.quantization import round_to_nearest, smoothquant
+from reference.quantization import activation_range, hadamard, round_to_nearest, smoothquant
 from reference.quantization.activations import AbsmaxAccumulator, ActivationSpec, scale_of
 from reference.quantization.channel_scale import fold
 from reference.quantization.grid import QuantizationSpec
@@ -132,6 +132,8 @@ def quantize_integer(
     alpha: float | None = 0.5,
     weights: QuantizationSpec | Grids = W8,
     activations: ActivationSpec | None = None,
+    static_rule: str = "max",
+    rotated: Collection[str] = (),
     progress: Callable[[list], Iterable] = iter,
 ) -> nn.Module:
     """Smooth a model and replace the linear layers of its blocks by integer ones, in place, in one float pass.
@@ -147,6 +149,10 @@ def quantize_integer(
             float; rounded to nearest.
         activations: granularity and bits, by default 8 bits per token; static scales are calibrated on ``inputs``,
             as the float model sees them.
+        static_rule: of :func:`reference.quantization.activation_range.threshold`: where static steps clip. All but
+            ``"max"`` run each block a second time.
+        rotated: names, below a block, of layers whose input a Hadamard matrix rotates in each call, before it is
+            quantised: for models into which no rotation can be folded. Dynamic activations only.
         progress: wraps the list of blocks, for a progress bar.
 
     Returns:
@@ -154,15 +160,25 @@ def quantize_integer(
         them in its layers, as ``channel_scale``.
 
     Raises:
-        ValueError: as :func:`smooth_block`, or a grid that integers cannot compute with.
+        ValueError: as :func:`smooth_block`, a grid that integers cannot compute with, or ``rotated`` layers with static
+            activations or of a width without a Hadamard matrix.
 
     Chapter: quantization/smoothquant
     """
     family, spec = family_of(model), activations or ActivationSpec()
+    if rotated and spec.granularity == "static":
+        raise ValueError("rotated layers need dynamic activations: static steps are calibrated on unrotated inputs")
+    if static_rule not in activation_range.RULES:
+        raise ValueError(f"static_rule is {static_rule!r}; it may be {', '.join(activation_range.RULES)}")
 
     def visit(path: str, block: nn.Module, calls: list[Call]) -> list[Tensor]:
         outputs, absmax = input_absmax(block, calls, [group[0] for group in family.sublayers], name=path)
-        _to_integers(block, family, absmax, alpha, weights, spec, path)
+
+        def clipped(scales: dict[str, Tensor | None]) -> dict[str, float]:
+            return _thresholds(block, calls, scales, static_rule, spec, path)
+
+        clip = clipped if spec.granularity == "static" and static_rule != "max" else None
+        _to_integers(block, family, absmax, alpha, weights, spec, path, rotated, clip)
         return outputs
 
     walk_blocks(model, inputs, visit, progress=progress)
@@ -257,29 +273,58 @@ def _to_integers(
     weights: QuantizationSpec | Grids,
     activations: ActivationSpec,
     name: str,
+    rotated: Collection[str] = (),
+    clip: Callable[[dict[str, Tensor | None]], dict[str, float]] | None = None,
 ) -> None:
     """Smooth a block, if alpha is given, and replace its linear layers; ``absmax`` is of each group's first layer."""
     scalings = _behind_norms(block, family.scalings)
     if alpha is not None:
         _smooth(block, scalings, absmax, alpha, name)
+    scales: dict[str, Tensor | None] = {group[0]: None for group in family.sublayers}
+    if alpha is not None and not scalings:
+        for first, *others in family.sublayers:
+            linears = [block.get_submodule(path) for path in (first, *others)]
+            scales[first] = factors = group_factors(linears, absmax[first], alpha)
+            absmax[first] = absmax[first] / factors
+    limits = clip(scales) if clip is not None else {first: largest.amax() for first, largest in absmax.items()}
     for group in family.sublayers:
-        linears, channel_scale, largest = [block.get_submodule(path) for path in group], None, absmax[group[0]]
-        if alpha is not None and not scalings:
-            channel_scale = group_factors(linears, largest, alpha)
-            largest = largest / channel_scale
+        channel_scale = scales[group[0]]
         static = activations.granularity == "static"
-        input_scale = scale_of(largest.amax().reshape(1), activations) if static else None
-        for path, linear in zip(group, linears, strict=True):
+        limit = torch.as_tensor(limits[group[0]]).reshape(1)
+        input_scale = scale_of(limit.to(absmax[group[0]].device), activations) if static else None
+        for path in group:
+            linear = block.get_submodule(path)
             grid = weights(f"{name}.{path}") if callable(weights) else weights
             if grid is None:
                 continue
             assert isinstance(linear, nn.Linear)
             columns = linear.weight if channel_scale is None else linear.weight * channel_scale.to(linear.weight)
-            weight = round_to_nearest.quantize_layer(columns, grid)
+            turn = path in rotated
+            weight = round_to_nearest.quantize_layer(hadamard.transform(columns) if turn else columns, grid)
             layer = Int8Linear.from_linear(
-                linear, weight, activations, input_scale=input_scale, channel_scale=channel_scale
+                linear, weight, activations, input_scale=input_scale, channel_scale=channel_scale, hadamard=turn
             )
             replace_module(block, path, layer)
+
+
+def _thresholds(
+    block: nn.Module, calls: list[Call], scales: dict[str, Tensor | None], rule: str, spec: ActivationSpec, name: str
+) -> dict[str, float]:
+    """Where to clip the inputs of some layers, divided by their scales, in one more run of the block."""
+    seen = {path: activation_range.MagnitudeHistogram() for path in scales}
+    handles = []
+    for path, scale in scales.items():
+
+        def add(_: nn.Module, args: tuple, path: str = path, scale: Tensor | None = scale) -> None:
+            seen[path].add(args[0] if scale is None else args[0] / scale, f"{name}.{path}")
+
+        handles.append(block.get_submodule(path).register_forward_pre_hook(add))
+    try:
+        capture(block, calls, ())
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {path: activation_range.threshold(histogram, rule, spec) for path, histogram in seen.items()}
 
 
 def _squares(parts: list[Tensor]) -> Tensor:

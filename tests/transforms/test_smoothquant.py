@@ -293,3 +293,30 @@ def test_of_equal_losses_the_first_alpha_wins(monkeypatch: pytest.MonkeyPatch) -
     assert search_alpha(model_of("llama"), BATCHES[:1], alphas=(0.4, 0.9, 0.1)).alpha == 0.4
     with pytest.raises(ValueError, match="alphas is empty"):
         search_alpha(model_of("llama"), BATCHES[:1], alphas=())
+
+
+@pytest.mark.parametrize("alpha", [None, 0.5])
+@pytest.mark.parametrize("rule", ["percentile", "mse", "entropy"])
+def test_static_rules_set_each_layers_step(alpha, rule) -> None:
+    """The step is the rule's threshold of what the float layer is really given, after smoothing."""
+    from reference.quantization.activation_range import MagnitudeHistogram, threshold
+    from reference.quantization.activations import ActivationSpec, scale_of
+
+    spec = ActivationSpec("static", bits=4)
+    ids = [torch.randint(0, 4096, (2, 32), generator=torch.Generator().manual_seed(7))]
+    plain, model = tutorial.load(), tutorial.load()
+    quantize_integer(model, ids, alpha=alpha, activations=spec, static_rule=rule)
+    histogram = MagnitudeHistogram()
+    layer = model.model.layers[1].mlp.down_proj  # never smoothed
+    handle = plain.model.layers[1].mlp.down_proj.register_forward_pre_hook(lambda _, args: histogram.add(args[0]))
+    with torch.no_grad():
+        plain(ids[0])
+    handle.remove()
+    expected = scale_of(torch.tensor([threshold(histogram, rule, spec)]), spec)
+    assert torch.allclose(layer.input_scale, expected, rtol=2e-3)
+    assert layer.input_scale < scale_of(torch.tensor([histogram.largest]), spec)
+
+
+def test_unknown_static_rule_is_refused() -> None:
+    with pytest.raises(ValueError, match="static_rule is 'kl'"):
+        quantize_integer(tutorial.load(), [], static_rule="kl")

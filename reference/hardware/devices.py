@@ -1,0 +1,87 @@
+"""Devices and their datasheets: the two ceilings of the roofline, from ``devices.json``."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+FILE = Path(__file__).with_name("devices.json")
+
+
+@dataclass(frozen=True)
+class Device:
+    """Nominal ceilings of one device: what its maker states, dense, without sparsity.
+
+    Args:
+        name: as in ``devices.json``.
+        bandwidth: bytes per second between memory and chip.
+        rates: arithmetic → operations per second, a multiplication and an addition counted as two:
+            ``"16-bit"`` (fp16 or bf16 with fp32 sums), ``"int8"``, ``"fp8"``, ``"vector fp32"``
+            (outside the matrix units). An arithmetic that is missing does not exist, or is not stated.
+        memory: bytes, or None where it varies.
+        last_cache: bytes of the last cache before memory, or None.
+        multiprocessors: streaming multiprocessors or cores, or None.
+        kind: "GPU", "CPU" or "laptop".
+        cite: keys of the book's bibliography.
+        unchecked: names of fields that we could not compare with the source.
+
+    Chapter: advanced/hardware_aware
+    """
+
+    name: str
+    bandwidth: float
+    rates: Mapping[str, float]
+    memory: float | None = None
+    last_cache: float | None = None
+    multiprocessors: int | None = None
+    kind: str = "GPU"
+    cite: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.bandwidth > 0:
+            raise ValueError(f"bandwidth is {self.bandwidth}; it may be positive")
+        for arithmetic, rate in self.rates.items():
+            if not rate > 0:
+                raise ValueError(f"rates[{arithmetic!r}] is {rate}; it may be positive")
+
+    def rate(self, arithmetic: str) -> float:
+        """Operations per second; ValueError where the device has no such arithmetic."""
+        if arithmetic not in self.rates:
+            raise ValueError(f"{self.name} has no rate for {arithmetic!r}; it has {', '.join(self.rates) or 'none'}")
+        return self.rates[arithmetic]
+
+
+@cache
+def _read() -> dict[str, Device]:
+    devices = {}
+    for name, row in json.loads(FILE.read_text()).items():
+        row.pop("notes", None)
+        row["cite"], row["unchecked"] = tuple(row["cite"]), tuple(row["unchecked"])
+        devices[name] = Device(name=name, **row)
+    return devices
+
+
+def devices() -> dict[str, Device]:
+    """All devices of the data file, by name, in its order.
+
+    Chapter: advanced/hardware_aware
+    """
+    return dict(_read())
+
+
+def device(name: str) -> Device:
+    """One device of the data file.
+
+    Args:
+        name: such as ``"H100 SXM"``.
+
+    Raises:
+        ValueError: there is no such device.
+
+    Chapter: advanced/hardware_aware
+    """
+    if name not in _read():
+        raise ValueError(f"name is {name!r}; it may be one of {', '.join(_read())}")
+    return _read()[name]

@@ -1,0 +1,152 @@
+r"""A whole decoder: bytes, operations and tokens per second of one step, from its shape.
+
+One step takes ``batch`` sequences, makes one token of each, and reads every weight once and every sequence's cache
+once. Blocks are Llama's: grouped-query attention and a gated feed-forward net. Embeddings are looked up, the output
+layer is 16-bit, norms and rotations are not counted.
+"""
+
+from dataclasses import dataclass
+
+from .devices import Device
+from .roofline import SCHEMES, Scheme, Work, linear, seconds
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """Sizes of a Llama-like decoder.
+
+    Args:
+        layers: blocks.
+        hidden: width of the residual stream.
+        intermediate: width of the gated feed-forward net.
+        heads: query heads.
+        key_value_heads: heads of keys and values.
+        head_size: width of a head.
+        vocabulary: tokens.
+        tied: whether the output layer is the embedding.
+
+    Raises:
+        ValueError: a size is below 1, or query heads do not divide among key-value heads.
+
+    Chapter: advanced/hardware_aware
+    """
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    key_value_heads: int
+    head_size: int
+    vocabulary: int
+    tied: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "hidden", "intermediate", "heads", "key_value_heads", "head_size", "vocabulary"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it may be 1 or more")
+        if self.heads % self.key_value_heads:
+            raise ValueError(f"heads is {self.heads}; it may be a multiple of key_value_heads ({self.key_value_heads})")
+
+    def linears(self) -> list[tuple[int, int]]:
+        """``(outputs, columns)`` of the seven linear layers of one block; query, key and value separately."""
+        queries, values = self.heads * self.head_size, self.key_value_heads * self.head_size
+        wide = [(self.intermediate, self.hidden)] * 2
+        return [
+            *((queries, self.hidden), (values, self.hidden), (values, self.hidden), (self.hidden, queries)),
+            *wide,
+            (self.hidden, self.intermediate),
+        ]
+
+
+#: Shapes from the models' published configurations.
+LLAMA_2_7B = DecoderShape(32, 4096, 11008, 32, 32, 128, 32000)
+LLAMA_3_8B = DecoderShape(32, 4096, 14336, 32, 8, 128, 128256)
+LLAMA_2_70B = DecoderShape(80, 8192, 28672, 64, 8, 128, 32000)
+
+
+def weight_bytes(shape: DecoderShape, scheme: Scheme) -> float:
+    """Bytes of all weights: blocks under ``scheme``, embedding and output layer in 16 bits, norms left out.
+
+    Chapter: advanced/hardware_aware
+    """
+    block = sum(n * k * scheme.bits_per_weight(k) / 8 for n, k in shape.linears())
+    return shape.layers * block + 2 * shape.vocabulary * shape.hidden * (1 if shape.tied else 2)
+
+
+def cache_bytes(shape: DecoderShape, bits: float, context: int, batch: int = 1) -> float:
+    """Bytes of keys and values of ``batch`` sequences of ``context`` tokens; scales of a quantised cache left out.
+
+    Chapter: advanced/hardware_aware
+    """
+    if context < 0 or batch < 1:
+        raise ValueError(f"context is {context} and batch {batch}; they may be 0 or more and 1 or more")
+    return 2 * shape.layers * shape.key_value_heads * shape.head_size * context * batch * bits / 8
+
+
+def attention(shape: DecoderShape, bits: float, context: int, batch: int = 1) -> Work:
+    """Work of one step's attention over caches of ``context`` tokens, all layers: two products for each query head.
+
+    Chapter: advanced/hardware_aware
+    """
+    operations = 4.0 * shape.layers * shape.heads * shape.head_size * context * batch
+    return Work(0.0, cache_bytes(shape, bits, context, batch), operations, "16-bit")
+
+
+def step_seconds(
+    shape: DecoderShape,
+    scheme: Scheme,
+    device: Device,
+    *,
+    batch: int,
+    context: int,
+    memory_efficiency: float = 1.0,
+    rate_efficiency: float = 1.0,
+) -> float:
+    """Time of one step: each linear layer, the attention and the output layer one after another.
+
+    Args:
+        shape: the model.
+        scheme: of the blocks' linear layers, and of the cache.
+        device: its ceilings.
+        batch: sequences.
+        context: tokens in each cache.
+        memory_efficiency: as in `roofline.seconds`.
+        rate_efficiency: as in `roofline.seconds`.
+
+    Chapter: advanced/hardware_aware
+    """
+    work = [linear(scheme, batch, n, k) for n, k in shape.linears()] * shape.layers
+    work.append(linear(SCHEMES["W16A16"], batch, shape.vocabulary, shape.hidden))
+    if context:
+        work.append(attention(shape, scheme.cache_bits, context, batch))
+    return sum(
+        seconds(part, device, memory_efficiency=memory_efficiency, rate_efficiency=rate_efficiency) for part in work
+    )
+
+
+def tokens_per_second(
+    shape: DecoderShape,
+    scheme: Scheme,
+    device: Device,
+    *,
+    batch: int,
+    context: int,
+    memory_efficiency: float = 1.0,
+    rate_efficiency: float = 1.0,
+) -> float | None:
+    """Tokens per second of all sequences together, at most; None where weights and caches do not fit the device.
+
+    Chapter: advanced/hardware_aware
+    """
+    needed = weight_bytes(shape, scheme) + cache_bytes(shape, scheme.cache_bits, context, batch)
+    if device.memory is not None and needed > device.memory:
+        return None
+    return batch / step_seconds(
+        shape,
+        scheme,
+        device,
+        batch=batch,
+        context=context,
+        memory_efficiency=memory_efficiency,
+        rate_efficiency=rate_efficiency,
+    )
