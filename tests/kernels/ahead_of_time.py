@@ -238,7 +238,7 @@ def w4a16_calls() -> Iterator[Variant]:
         options |= {"zeros": zeros} | ({"bits": bits} if bits != 4 else {})
 
         def turn(c: dict[str, Any]) -> int:
-            columns = c["QUADS"] * w4a16.QUAD if "QUADS" in c else c["COLUMNS"] * c.get("BLOCKS", 1)
+            columns = c["RUNS"] * w4a16.RUN if "RUNS" in c else c["COLUMNS"] * c.get("BLOCKS", 1)
             return c["OUTPUTS"] * columns
 
         core = (rows, zeros, bits) in ((1, True, 4), (16, True, 4), (64, True, 4), (512, True, 4)) or rows == 1
