@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from cases import Built, Case, all_cases
 from tables import install
-from timing import Emit, captured, ceilings, check, launched, spread
+from timing import Emit, ceilings, check, spread, timers_of
 
 REPLAYS = 30
 SEED_NOTE = "fresh: drawn by the operating system"
@@ -46,15 +46,8 @@ def measure(case: Case, device: torch.device, limits: dict[str, float], failed: 
     copies = min(copies, 256)
     built: Built = case.build(device, torch.Generator(device).manual_seed(copies), copies)
     calls = {name: call for name, call in built.calls.items() if (case.name, name) not in failed}
-    timer = captured if case.capture else launched
     refused = dict(built.refused) | {name: "failed the check" for name in built.calls if name not in calls}
-    timers = {}
-    for name, call in calls.items():
-        try:
-            timers[name] = timer(call, copies)
-        except Exception as problem:  # a peer that cannot be captured must not end the run
-            refused[name] = f"{type(problem).__name__}: {' '.join(str(problem).split())[-200:]}"
-            torch.cuda.synchronize()
+    timers = timers_of(built, calls, copies, refused, capture=case.capture)
     times: dict[str, list[float]] = {name: [] for name in timers}
     for _ in range(replays):
         for name, once in timers.items():

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from cases import Case
+from cases import Built, Call, Case
 from torch import Tensor
 
 Emit = Callable[[dict], None]
@@ -119,3 +119,22 @@ def check(case: Case, device: torch.device, emit: Emit) -> None:
         emit({"check": case.name, "call": name, "ok": ok, "error": found, "bound": bound, "seed": seed, "why": words})
     for name, why in built.refused.items():
         emit({"check": case.name, "call": name, "ok": None, "why": why, "seed": seed})
+
+
+def timers_of(
+    built: Built, calls: dict[str, Call], copies: int, refused: dict[str, str], *, capture: bool = True
+) -> dict[str, Callable[[], float]]:
+    """A timer for each call whose result on copy 0 is within its bound; the others are refused, with the reason."""
+    timer = captured if capture else launched
+    timers = {}
+    for name, call in calls.items():
+        try:
+            found, bound = error(built.compared(call(0)), built.expected), built.bounds.get(name, built.bound)
+            if found <= bound:
+                timers[name] = timer(call, copies)
+            else:
+                refused[name] = f"failed the check: error {found:.2e}, bound {bound:.2e}"
+        except Exception as problem:  # one that cannot run must not end the others
+            refused[name] = f"{type(problem).__name__}: {' '.join(str(problem).split())[-200:]}"
+            torch.cuda.synchronize()
+    return timers

@@ -26,12 +26,13 @@ from typing import Any, NamedTuple
 import torch
 from cases import Built, Case, codebook, sparse_24, w4a16, w4a16_sweep, w8a8
 from tables import Tables, source, stored
-from timing import captured, check, warm_up
+from timing import check, timers_of, warm_up
 
 from reference.kernels.codebook import Tile as CodebookTile
 from reference.kernels.sparse_24 import Tile as SparseTile
 
 ALL = 2**31
+DEVICE = "cuda"
 
 
 class Slot(NamedTuple):
@@ -150,19 +151,14 @@ def contest_times(contest: Contest, failed: set[tuple[str, str]], replays: int) 
     for problem in contest.problems:
         case = contest.make(problem, contest.plans)
         copies = min(256, max(2, -(-3 * cache // case.rotated)))
-        built: Built = case.build(torch.device("cuda"), torch.Generator("cuda").manual_seed(1), copies)
+        built: Built = case.build(torch.device(DEVICE), torch.Generator(DEVICE).manual_seed(1), copies)
         times = found[case.name] = {}
         calls = {name_of(name, case): call for name, call in built.calls.items()}
-        calls = {name: call for name, call in calls.items() if name in contest.plans}
-        timers = {}
-        for name, call in calls.items():
-            if (case.kernel, name) in failed:
-                continue
-            try:
-                timers[name] = captured(call, copies)
-            except Exception as problem_found:  # a plan that does not run must not end the contest
-                print(f"out: {case.name} {name}: {str(problem_found)[:120]}", flush=True)
-                torch.cuda.synchronize()
+        calls = {n: call for n, call in calls.items() if n in contest.plans and (case.kernel, n) not in failed}
+        refused: dict[str, str] = {}
+        timers = timers_of(built, calls, copies, refused)
+        for name, why in refused.items():
+            print(f"out: {case.name} {name}: {why}", flush=True)
         samples: dict[str, list[float]] = {name: [] for name in timers}
         for _ in range(replays):
             for name, once in timers.items():
@@ -202,7 +198,7 @@ def main() -> None:
             if time.monotonic() > arguments.deadline:
                 break
             try:
-                check(case, torch.device("cuda"), emit)
+                check(case, torch.device(DEVICE), emit)
             except Exception as problem:  # the next case must still be checked
                 emit({"check": case.name, "call": "", "ok": False, "why": f"{type(problem).__name__}: {problem}"[:300]})
             gc.collect()

@@ -88,7 +88,7 @@ def few_rows(
     subtraction. EVEN: no size leaves a rest.
     """
     X_ROWS: tl.constexpr = 1 if ONE else ROWS
-    m = tl.program_id(1) * ROWS + tl.arange(0, X_ROWS)
+    m = tl.minimum(tl.program_id(1) * ROWS + tl.arange(0, X_ROWS), M - 1)  # the last row again, rather than a mask
     n = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     unit = tl.arange(0, COLUMNS // 8)
     column = tl.arange(0, COLUMNS)
@@ -118,10 +118,7 @@ def few_rows(
             packed = tl.load(unit_pointers)
         else:
             packed = tl.load(unit_pointers, mask=(n < N)[None, :, None] & (u < UNITS), other=0)
-        if EVEN and ONE:
-            xs = tl.load(x_pointers)
-        else:
-            xs = tl.load(x_pointers, mask=(m < M)[None, :, None] & (k < K), other=0.0)
+        xs = tl.load(x_pointers) if EVEN else tl.load(x_pointers, mask=k < K, other=0.0)
         group = n[None, :] * GROUPS + (block * COLUMNS // G)[:, None]
         inside = (n < N)[None, :] & (block * COLUMNS < K)[:, None]
         s = tl.load(scale + group) if EVEN else tl.load(scale + group, mask=inside, other=0.0)

@@ -96,7 +96,7 @@ Plan = Few | OneRow | Tile
 #: The kernels' settings by rows of x and outputs, each up to the number given; replaced by what a card measures best.
 FEW_ROWS: list[tuple[int, int, Plan]] = [
     (8, 2**31, Few(rows=8, outputs=32, blocks=4, warps=4, stages=3)),
-    (16, 2**31, Few(rows=16, outputs=16, blocks=4, warps=4, stages=3)),
+    (16, 2**31, Few(rows=16, outputs=32, blocks=4, warps=4, stages=3)),
 ]
 PADDED = Tile(rows=16, outputs=128, columns=128, warps=4, stages=4)
 SOME = Tile(rows=64, outputs=128, columns=64, warps=4, stages=3)
