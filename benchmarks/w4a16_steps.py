@@ -36,7 +36,8 @@ def compiled(capabilities: list[int]) -> list[dict]:
 
     from reference.kernels import w4a16
 
-    tuned = variants_a.few_rows(1, steps.GROUP, torch.bfloat16, True, 4, w4a16.FEW_ROWS[0][2])
+    few = next(plan for _, _, plan in w4a16.FEW_ROWS if isinstance(plan, w4a16.Few))
+    tuned = variants_a.few_rows(1, steps.GROUP, torch.bfloat16, True, 4, few)
     named = [(str(number), variant) for number, variant in enumerate([*steps.variants(), tuned], start=1)]
     named += [(variant.name, variant) for variant in steps.faults()]
     rows = []
@@ -46,7 +47,9 @@ def compiled(capabilities: list[int]) -> list[dict]:
                 variant.kernel, variant.types, variant.constants, set(variant.aligned), capability,
                 num_warps=variant.warps, num_stages=variant.stages,
             )  # fmt: skip
-            found = ahead_of_time.describe(built, variant)
+            lanes = 32 * variant.warps
+            found = ahead_of_time.describe(built, variant.weights / lanes)
+            found["weight_loads_16_bytes"] = variant.stream / 16 / lanes
             rows.append({"step": name, "capability": capability} | {key: found[key] for key in KEPT})
     return rows
 
