@@ -87,15 +87,18 @@ def compiles(variant, target: str) -> str:
 
 
 def reason(said: str, errors: str, code: int) -> str:
-    """One line: the first error that names itself, without paths and addresses."""
-    lines = [line.strip() for line in f"{errors}\n{said}".splitlines()]
-    named = [
-        line for line in lines if re.search(r"error|Assertion|unsupported|not supported|bytes of shared|Error", line)
-    ]
-    line = named[0] if named else said or "no message"
+    """One line: the last of an exception, or the first error that the compiler wrote; without paths and addresses."""
+    lines = [line.strip() for line in errors.splitlines()]
+    named = [line for line in lines if re.search(r"\berror\b|ERROR|Assertion|not supported", line)]
+    last = said.strip().splitlines()[-1:]
+    if said.startswith("CompilationError"):  # which quotes the kernel first
+        line = f"CompilationError: {last[0]}"
+    else:
+        line = (named or last or lines[-1:] or ["no message"])[0]
     line = re.sub(r"\S*/(\S+?:\d+)(:\d+)?", r"\1", line)
-    line = re.sub(r"0x[0-9a-f]+", "0x…", line)[:200]
-    return line if code == 0 else f"the compiler aborted (signal {-code}): {line}"
+    line = re.sub(r"0x[0-9a-f]+", "0x…", line)[:240]
+    ended = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+    return line if code == 0 else f"the compiler ended its process ({ended}): {line}"
 
 
 def main() -> None:
