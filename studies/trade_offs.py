@@ -1,7 +1,7 @@
 """Every setting of the trade-off table by every method, on the shipped model.
 
     python studies/trade_offs.py            # about an hour on one core; goes on where it stopped
-    python studies/trade_offs.py --timing   # bytes and speed, two minutes, on an idle machine; then collects
+    python studies/trade_offs.py --timing   # bytes and speed, some minutes, on an idle machine; then collects
 
 Writes ``book/data/trade_offs.json``: quality of each setting and method over two draws of the calibration text, bytes
 with all that is not quantised in bfloat16, and the speed of a decoding step relative to float32 in the same run.
@@ -99,7 +99,7 @@ def timing() -> dict:
     found: dict = {name: {"execution": {}, "speed": {}} for name in models}
     for batch in BATCHES:
         steps = {name: trade_offs.decode_step(model, batch) for name, model in models.items()}
-        times = compare(steps, repeats=40, warmup=5)
+        times = compare(steps, repeats=150, warmup=5)
         for name, model in models.items():
             found[name]["speed"][str(batch)] = round(times["float32"].best / times[name].best, 3)
             found[name]["execution"][str(batch)] = trade_offs.execution(model, batch)
@@ -114,7 +114,9 @@ def collect(partial: dict, bytes_of: dict, speeds: dict) -> None:
     for key, row in partial.items():
         if key == "float":
             continue
-        name, method, _ = key.split("/")
+        name, method, seed = key.split("/")
+        if int(seed) not in SEEDS:
+            continue
         mine = rows.setdefault(name, {}).setdefault(method, {"bits_per_byte": {}, "kl": {}})
         for measure in ("bits_per_byte", "kl"):
             for domain, value in row[measure].items():
