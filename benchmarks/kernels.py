@@ -273,7 +273,6 @@ def record(path: Path, facts: dict, limits: dict, rows: list[dict]) -> None:
         "versions": facts["versions"],
         "seed": 0,
         "cheap": False,
-        "rows": rows,
     }
     path.write_text(json.dumps(about_run, indent=1) + "\n")
     print(f"wrote {path}: {len(values)} cases")

@@ -195,10 +195,10 @@ def sparse_24(x: Tensor, values: Tensor, positions: Tensor, *, plan: Tile | None
 def _launch_one_row(x: Tensor, values: Tensor, positions: Tensor, y: Tensor, tile: Tile) -> None:
     columns, outputs = x.shape[1], y.shape[1]
     # The four activations of a group are read as one number of 64 bits.
-    x = x if x.data_ptr() % 8 == 0 and x.storage_offset() % 4 == 0 else x.clone()
+    row = x[0] if x.data_ptr() % 8 == 0 and x.storage_offset() % 4 == 0 else x[0].clone()
     block = min(tile.columns // 4, max(4, triton.next_power_of_2(columns // 4)))
     _one_row[(triton.cdiv(outputs, tile.outputs),)](
-        x.view(torch.int64), values.view(torch.int32), positions, y, outputs, columns // 4, columns // COLUMNS,
+        row.view(torch.int64), values.view(torch.int32), positions, y, outputs, columns // 4, columns // COLUMNS,
         OUTPUTS=tile.outputs, BLOCK=block, STAGES=tile.stages, num_warps=tile.warps,
     )  # fmt: skip
 
