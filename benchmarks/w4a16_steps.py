@@ -47,9 +47,7 @@ def compiled(capabilities: list[int]) -> list[dict]:
                 variant.kernel, variant.types, variant.constants, set(variant.aligned), capability,
                 num_warps=variant.warps, num_stages=variant.stages,
             )  # fmt: skip
-            lanes = 32 * variant.warps
-            found = ahead_of_time.describe(built, variant.weights / lanes)
-            found["weight_loads_16_bytes"] = variant.stream / 16 / lanes
+            found = ahead_of_time.describe(built, variant)
             rows.append({"step": name, "capability": capability} | {key: found[key] for key in KEPT})
     return rows
 
