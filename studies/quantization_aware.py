@@ -49,8 +49,9 @@ from reference.models.families import block_linears, replace_module
 from reference.quantization import low_cost
 from reference.quantization.activations import ActivationSpec
 from reference.quantization.grid import QuantizationSpec
+from reference.quantization.preparation import convert, prepare, solved
 from reference.quantization.recovery import objective, parameter_groups
-from reference.quantization.trained import DEPTH, TrainedLinear, convert, prepare, round_together, solved
+from reference.quantization.trained import DEPTH, TrainedLinear, round_together
 from reference.tensors import QuantizedTensor
 from reference.terminal import ProgressBar
 from reference.training import my_rows, random_windows, train
