@@ -467,7 +467,7 @@ def collect(options: argparse.Namespace) -> None:
         "quantisation, by run; 'before' is what the solver that it starts from gives",
         "values": {"float": exact, "runs": values},
         "command": f"python studies/quantization_aware.py --payload PAYLOAD --results RESULTS --processes "
-        f"{options.processes} --batch {options.batch} --time-limit {options.time_limit:g}",
+        f"{options.processes} --solvers {options.solvers} --batch {options.batch} --time-limit {options.time_limit:g}",
         "device": device_name(),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
