@@ -479,7 +479,7 @@ def collect(options: argparse.Namespace) -> None:
 
 def _rounded(value: object) -> object:
     if isinstance(value, dict):
-        return {key: _rounded(inner) for key, inner in value.items()}
+        return {key: _rounded(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list):
         return [_rounded(inner) for inner in value]
     return float(f"{value:.5g}") if isinstance(value, float) else value
