@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -28,108 +27,17 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from cases import Built, Case, all_cases
-from torch import Tensor
+from tables import install
+from timing import Emit, ceilings, check, spread, timers_of
 
 REPLAYS = 30
 SEED_NOTE = "fresh: drawn by the operating system"
-Emit = Callable[[dict], None]
-
-
-def captured(call: Callable[[int], Tensor], copies: int) -> Callable[[], float]:
-    """Capture ``call(0) … call(copies - 1)`` once; the result replays them and returns microseconds per call."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for i in range(min(2, copies)):
-            call(i)
-    torch.cuda.current_stream().wait_stream(stream)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for i in range(copies):
-            call(i)
-
-    def once() -> float:
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) * 1000 / copies
-
-    return once
-
-
-def launched(call: Callable[[int], Tensor], copies: int) -> Callable[[], float]:
-    """The same without a graph, for calls that wait for the device."""
-    call(0)
-    torch.cuda.synchronize()
-
-    def once() -> float:
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        for i in range(copies):
-            call(i)
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) * 1000 / copies
-
-    return once
-
-
-def spread(times: list[float]) -> dict[str, float]:
-    cuts = statistics.quantiles(times, n=10)
-    return {"median": statistics.median(times), "p20": cuts[1], "p80": cuts[7], "n": len(times)}
-
-
-def ceilings() -> dict[str, float]:
-    """GB/s of a copy (read and written) and of reading only, TFLOP/s of a bf16 product: medians of ten."""
-    source = torch.randint(0, 255, (2**30,), dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    words = source.view(torch.int64)
-    copy = captured(lambda i: target.copy_(source), 2)
-    read = captured(lambda i: words.sum(), 2)
-    a, b = (torch.randn((8192, 8192), device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    product = captured(lambda i: a @ b, 2)
-    median = {name: statistics.median(f() for _ in range(10)) for name, f in (("copy", copy), ("read", read))}
-    took = statistics.median(product() for _ in range(10))
-    return {
-        "copy_gbps": 2 * source.numel() / median["copy"] / 1000,
-        "read_gbps": source.numel() / median["read"] / 1000,
-        "bf16_tflops": 2 * 8192**3 / took / 1e6,
-    }
-
-
-def error(y: Tensor, expected: Tensor) -> float:
-    """Relative norm of the difference; infinite where shapes differ or a value is not finite."""
-    if y.shape != expected.shape:
-        return float("inf")
-    difference = (y.double() - expected.double()).norm()
-    found = (difference / expected.double().norm().clamp(min=1e-300)).item()
-    return found if found == found else float("inf")
-
-
-def check(case: Case, device: torch.device, emit: Emit) -> None:
-    """Compare every call of a case with its float64 result, on inputs drawn now."""
-    seed = int.from_bytes(os.urandom(4), "little")
-    built = case.build(device, torch.Generator(device).manual_seed(seed), 1)
-    for name, call in built.calls.items():
-        bound = built.bounds.get(name, built.bound)
-        try:
-            found, words = error(call(0), built.expected), ""
-        except Exception as problem:  # the next call must still be checked
-            found, words = float("inf"), f"{type(problem).__name__}: {' '.join(str(problem).split())[-300:]}"
-        ok = found <= bound
-        emit({"check": case.name, "call": name, "ok": ok, "error": found, "bound": bound, "seed": seed, "why": words})
-    for name, why in built.refused.items():
-        emit({"check": case.name, "call": name, "ok": None, "why": why, "seed": seed})
 
 
 def measure(case: Case, device: torch.device, limits: dict[str, float], failed: set, replays: int) -> dict:
@@ -138,15 +46,8 @@ def measure(case: Case, device: torch.device, limits: dict[str, float], failed: 
     copies = min(copies, 256)
     built: Built = case.build(device, torch.Generator(device).manual_seed(copies), copies)
     calls = {name: call for name, call in built.calls.items() if (case.name, name) not in failed}
-    timer = captured if case.capture else launched
     refused = dict(built.refused) | {name: "failed the check" for name in built.calls if name not in calls}
-    timers = {}
-    for name, call in calls.items():
-        try:
-            timers[name] = timer(call, copies)
-        except Exception as problem:  # a peer that cannot be captured must not end the run
-            refused[name] = f"{type(problem).__name__}: {' '.join(str(problem).split())[-200:]}"
-            torch.cuda.synchronize()
+    timers = timers_of(built, calls, copies, refused, capture=case.capture)
     times: dict[str, list[float]] = {name: [] for name in timers}
     for _ in range(replays):
         for name, once in timers.items():
@@ -248,7 +149,7 @@ def checked(arguments: argparse.Namespace, cases: list[Case], emit: Emit) -> set
 
 def summary(row: dict) -> str:
     times = " ".join(f"{name}={t['median']:.2f}" for name, t in row["time_us"].items())
-    return f"{row['case']}: {row.get('of_copy', 0):.0%} copy {row.get('of_products', 0):.0%} mm | {times}"
+    return f"{row['case']}: {row.get('of_copy', 0):.0%} copy {row.get('of_read', 0):.0%} read {row.get('of_products', 0):.0%} mm | {times}"
 
 
 def record(path: Path, facts: dict, limits: dict, rows: list[dict]) -> None:
@@ -257,6 +158,7 @@ def record(path: Path, facts: dict, limits: dict, rows: list[dict]) -> None:
         row["case"]: {
             "microseconds": {name: round(t["median"], 3) for name, t in row["time_us"].items()},
             "of_copy": round(row["of_copy"], 4),
+            "of_read": round(row["of_read"], 4),
             "tflops": round(row["tflops"], 2),
             "times_faster_than": {name: round(v, 3) for name, v in row["times_faster_than"].items()},
         }
@@ -273,7 +175,6 @@ def record(path: Path, facts: dict, limits: dict, rows: list[dict]) -> None:
         "versions": facts["versions"],
         "seed": 0,
         "cheap": False,
-        "rows": rows,
     }
     path.write_text(json.dumps(about_run, indent=1) + "\n")
     print(f"wrote {path}: {len(values)} cases")
@@ -294,6 +195,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=12, help="processes that check at once")
     parser.add_argument("--replays", type=int, default=REPLAYS)
     parser.add_argument("--wheels", type=Path, default=Path(".gpu/whl"), help="folder of wheels of peers")
+    parser.add_argument("--tables", type=Path, help="settings that benchmarks/tune_kernels.py found, to use")
+    parser.add_argument("--failed", type=Path, help="output of a --check: what failed there is not timed")
     parser.add_argument("--shard", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.deadline = time.monotonic() + arguments.time_limit
@@ -307,6 +210,11 @@ def main() -> None:
         for case in all_cases(arguments.quick, kind, small=arguments.dry_run)
         if not arguments.only or any(word == case.kernel or word in case.name for word in arguments.only)
     ]
+    if not arguments.quick and not arguments.dry_run:  # time may run out: of every kernel the few sizes first
+        first = {case.name for case in all_cases(True, kind)}
+        cases.sort(key=lambda case: case.name not in first)
+    if arguments.tables:
+        print("settings from", arguments.tables, *install(arguments.tables), flush=True)
 
     def emit(row: dict) -> None:
         line = json.dumps(row)
@@ -337,6 +245,9 @@ def main() -> None:
     emit(facts)
     print(json.dumps(facts), flush=True)
     failed = set() if arguments.time_only else checked(arguments, cases, emit)
+    if arguments.failed and arguments.failed.exists():
+        lines = map(json.loads, arguments.failed.read_text().splitlines())
+        failed |= {(row["check"], row["call"]) for row in lines if "check" in row and row["ok"] is False}
     if arguments.check:
         sys.exit(bool(failed))
     limits = ceilings()

@@ -50,7 +50,7 @@ def measure(outputs: int, inputs: int, group_size: int, rows: int, seconds: floa
         "packed": lambda: packed(x_half),
         "dequantise": lambda: always(x_half),
     }
-    times = compare(functions, warmup=1, seconds=seconds)
+    times = compare(functions, repeats=5, warmup=1, seconds=seconds)
     best = {name: found.best for name, found in times.items()}
     return {
         "outputs": outputs,

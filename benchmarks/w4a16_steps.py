@@ -36,7 +36,8 @@ def compiled(capabilities: list[int]) -> list[dict]:
 
     from reference.kernels import w4a16
 
-    tuned = variants_a.few_rows(1, steps.GROUP, torch.bfloat16, True, 4, w4a16.FEW_ROWS[0][2])
+    few = next(plan for _, _, plan in w4a16.FEW_ROWS if isinstance(plan, w4a16.Few))
+    tuned = variants_a.few_rows(1, steps.GROUP, torch.bfloat16, True, 4, few)
     named = [(str(number), variant) for number, variant in enumerate([*steps.variants(), tuned], start=1)]
     named += [(variant.name, variant) for variant in steps.faults()]
     rows = []

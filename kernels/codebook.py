@@ -47,7 +47,7 @@ class Tile(NamedTuple):
     stages: int
 
 
-ONE_ROW = Tile(rows=1, outputs=16, columns=512, warps=4, stages=3)
+ONE_ROW = Tile(rows=1, outputs=16, columns=256, warps=4, stages=6)
 FEW = Tile(rows=16, outputs=64, columns=128, warps=4, stages=3)
 MANY = Tile(rows=128, outputs=128, columns=64, warps=8, stages=3)
 FLOAT32 = Tile(rows=16, outputs=64, columns=64, warps=4, stages=2)  # supported, not tuned
@@ -158,13 +158,14 @@ def _tile(
     tl.store(y + m[None, :] * N + n[:, None], out, mask=m_inside[None, :] & (n < N)[:, None])
 
 
-def plan_for(rows: int, columns: int, dtype: torch.dtype) -> Tile:
-    """The tile for ``rows`` rows of x.
+def plan_for(rows: int, columns: int, dtype: torch.dtype, bits: int) -> Tile:
+    """The tile for ``rows`` rows of x and codes of ``bits``.
 
     Chapter: none (the kernels chapter is to come)
     """
     if rows == 1:  # of a short row no more than it has
-        return ONE_ROW._replace(columns=min(ONE_ROW.columns, max(64, triton.next_power_of_2(columns))))
+        wide = ONE_ROW.columns if bits >= 4 else max(512, ONE_ROW.columns)  # so that a thread's share is 16 bytes
+        return ONE_ROW._replace(columns=min(wide, max(64, triton.next_power_of_2(columns))))
     return FLOAT32 if dtype == torch.float32 else FEW if rows <= FEW.rows else MANY
 
 
@@ -209,7 +210,7 @@ def codebook(x: Tensor, packed: Tensor, table: Tensor, *, plan: Tile | None = No
     y = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
     if y.numel() == 0:
         return y
-    plan = plan or plan_for(rows, columns, x.dtype)
+    plan = plan or plan_for(rows, columns, x.dtype, bits)
     with torch.cuda.device_of(x):
         if plan.rows == 1:
             _launch_one_row(x, packed, table, y, plan)

@@ -33,11 +33,7 @@ from ._checks import check_rows, check_size, check_tensors
 from ._triton import INTERPRETED, jit, require_triton, round_to, tl, triton
 
 SIDE = 128  # up to this, one product does it
-LARGEST = {
-    torch.float16: 8192,
-    torch.bfloat16: 8192,
-    torch.float32: 4096,
-}  # up to this, two: more would spill registers
+LARGEST = {torch.float16: 4096, torch.bfloat16: 8192, torch.float32: 4096}  # up to this, two: more spills registers
 MOST_ROWS = 256  # of a factor
 
 
@@ -160,7 +156,7 @@ def hadamard(x: Tensor, factor: Tensor | None = None, *, plan: Plan | None = Non
     NaN becomes NaN.
 
     Roofline: ``2 · itemsize`` bytes a number, and ``8 + 2 · itemsize`` more where there is a factor or n / m is above 8192
-    (4096 in float32): the factor's own pass. ``2 (A + 2 B)`` flops a number for n = A B (A + B products, one of them
+    (4096 but in bfloat16): the factor's own pass. ``2 (A + 2 B)`` flops a number for n = A B (A + B products, one of them
     in two pieces); three pieces each in float32.
 
     Args:

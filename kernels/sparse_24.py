@@ -49,7 +49,7 @@ class Tile(NamedTuple):
     stages: int
 
 
-ONE_ROW = Tile(rows=1, outputs=16, columns=1024, warps=4, stages=3)
+ONE_ROW = Tile(rows=1, outputs=8, columns=1024, warps=4, stages=3)
 FEW = Tile(rows=16, outputs=64, columns=128, warps=4, stages=4)
 MANY = Tile(rows=128, outputs=128, columns=64, warps=8, stages=3)
 
@@ -60,6 +60,18 @@ def _positions(meta, SHAPE0: tl.constexpr, SHAPE1: tl.constexpr):
     meta = meta.to(tl.int32)
     meta = tl.join(tl.join(meta, meta >> 8), tl.join(meta >> 4, meta >> 12))
     return tl.reshape(meta, (SHAPE0, SHAPE1))
+
+
+@jit
+def _one_each(index):
+    """``index``, of which the compiler no longer knows that it counts up: a thread then loads one value, not a run.
+
+    A run of positions would give each thread 32 groups side by side, and lanes that read values and activations 128 bytes
+    apart from shared memory wait for each other: they are in the same bank.
+    """
+    if INTERPRETED:
+        return index
+    return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [index], tl.int32, is_pure=True, pack=1)
 
 
 @jit
@@ -75,14 +87,16 @@ def _one_row(
 ):  # fmt: skip
     n = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     group = tl.arange(0, BLOCK)
-    quad = tl.arange(0, BLOCK // 4)
+    quad = _one_each(tl.arange(0, BLOCK // 4))
     total = tl.zeros((OUTPUTS, BLOCK), tl.float32)
+    meta += n[:, None] * QUADS
+    following = tl.load(meta + quad[None, :], mask=(n < N)[:, None] & (quad < QUADS)[None, :], other=0)
     for g0 in tl.range(0, GROUPS, BLOCK, num_stages=STAGES):
         inside = (n < N)[:, None] & (g0 + group < GROUPS)[None, :]
         pair = tl.load(values + n[:, None] * GROUPS + (g0 + group)[None, :], mask=inside, other=0)
-        q = g0 // 4 + quad
-        m = tl.load(meta + n[:, None] * QUADS + q[None, :], mask=(n < N)[:, None] & (q < QUADS)[None, :], other=0)
-        m = _positions(m, OUTPUTS, BLOCK)
+        m = _positions(following, OUTPUTS, BLOCK)
+        q = (g0 + BLOCK) // 4 + quad  # two bytes a thread are too few to be copied ahead: they are, in a register
+        following = tl.load(meta + q[None, :], mask=(n < N)[:, None] & (q < QUADS)[None, :], other=0)
         xs = tl.load(x + g0 + group, mask=g0 + group < GROUPS, other=0).to(tl.uint64, bitcast=True)[None, :]
         first = _half(xs >> ((m & 3) << 4).to(tl.uint64), y.dtype.element_ty)
         second = _half(xs >> ((m & 12) << 2).to(tl.uint64), y.dtype.element_ty)
@@ -195,10 +209,10 @@ def sparse_24(x: Tensor, values: Tensor, positions: Tensor, *, plan: Tile | None
 def _launch_one_row(x: Tensor, values: Tensor, positions: Tensor, y: Tensor, tile: Tile) -> None:
     columns, outputs = x.shape[1], y.shape[1]
     # The four activations of a group are read as one number of 64 bits.
-    x = x if x.data_ptr() % 8 == 0 and x.storage_offset() % 4 == 0 else x.clone()
+    row = x[0] if x.data_ptr() % 8 == 0 and x.storage_offset() % 4 == 0 else x[0].clone()
     block = min(tile.columns // 4, max(4, triton.next_power_of_2(columns // 4)))
     _one_row[(triton.cdiv(outputs, tile.outputs),)](
-        x.view(torch.int64), values.view(torch.int32), positions, y, outputs, columns // 4, columns // COLUMNS,
+        row.view(torch.int64), values.view(torch.int32), positions, y, outputs, columns // 4, columns // COLUMNS,
         OUTPUTS=tile.outputs, BLOCK=block, STAGES=tile.stages, num_warps=tile.warps,
     )  # fmt: skip
 

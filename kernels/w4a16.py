@@ -35,12 +35,14 @@ import torch
 from torch import Tensor
 
 from ._checks import FLOATS, check_shape, check_tensors
-from ._few_rows import few_rows, one_row
+from ._few_rows import few_rows
+from ._one_row import one_row
 from ._splits import add_splits, splits_for
 from ._triton import INTERPRETED, jit, round_to, tl, triton
 
 NIBBLES = 8  # codes in a word
 QUAD = 32  # codes in 16 bytes, the most that one thread loads at once; a group holds whole quads
+RUN = 1024  # columns whose codes a warp of `one_row` loads at a time, 16 bytes a thread
 BLOCK = 128  # columns that `few_rows` multiplies at a time: eight products of 16, the least K of the tensor cores
 
 
@@ -78,13 +80,13 @@ class Few(NamedTuple):
 
 
 class OneRow(NamedTuple):
-    """How `one_row` works: outputs of a program, quads of columns a turn, warps, stages.
+    """How `one_row` works: outputs of a program, runs of 1024 columns a turn, warps, stages.
 
     Chapter: none (the kernels chapter is to come)
     """
 
     outputs: int
-    quads: int
+    runs: int
     warps: int
     stages: int
 
@@ -92,10 +94,7 @@ class OneRow(NamedTuple):
 Plan = Few | OneRow | Tile
 
 #: The kernels' settings by rows of x and outputs, each up to the number given; replaced by what a card measures best.
-FEW_ROWS: list[tuple[int, int, Few]] = [
-    (1, 8192, Few(rows=8, outputs=16, blocks=8, warps=8, stages=3)),
-    (1, 2**31, Few(rows=8, outputs=32, blocks=4, warps=4, stages=3)),
-    (8, 8192, Few(rows=8, outputs=16, blocks=8, warps=8, stages=3)),
+FEW_ROWS: list[tuple[int, int, Plan]] = [
     (8, 2**31, Few(rows=8, outputs=32, blocks=4, warps=4, stages=3)),
     (16, 2**31, Few(rows=16, outputs=32, blocks=4, warps=4, stages=3)),
 ]
@@ -103,7 +102,7 @@ PADDED = Tile(rows=16, outputs=128, columns=128, warps=4, stages=4)
 SOME = Tile(rows=64, outputs=128, columns=64, warps=4, stages=3)
 MANY = Tile(rows=128, outputs=128, columns=64, warps=8, stages=3)
 FLOAT32 = Tile(rows=16, outputs=128, columns=64, warps=4, stages=3)  # supported, not tuned: larger tiles spill
-ONE_ROW = OneRow(outputs=16, quads=64, warps=4, stages=3)
+ONE_ROW = OneRow(outputs=16, runs=1, warps=4, stages=3)
 
 
 @jit
@@ -175,10 +174,10 @@ def plan_for(rows: int, outputs: int, columns: int, group_size: int, dtype: torc
     fits = dtype != torch.float32 and columns >= BLOCK and (group_size % BLOCK == 0 or group_size == columns)
     if fits and torch.version.hip is None:  # the assembly is NVIDIA's
         for most_rows, most_outputs, few in FEW_ROWS:
-            if rows <= most_rows and outputs <= most_outputs:
+            if rows <= most_rows and outputs <= most_outputs and not (bits == 2 and isinstance(few, OneRow)):
                 return few
     if rows == 1 and bits == 4:
-        return ONE_ROW._replace(quads=min(ONE_ROW.quads, max(8, triton.next_power_of_2(triton.cdiv(columns, QUAD)))))
+        return ONE_ROW
     tile = PADDED if rows <= PADDED.rows else SOME if rows <= SOME.rows else MANY
     if dtype == torch.float32:
         tile = FLOAT32
@@ -280,9 +279,10 @@ def _launch_few(x: Tensor, weight: Weight, y: Tensor, group_size: int, bits: int
 
 def _launch_one_row(x: Tensor, weight: Weight, y: Tensor, group_size: int, plan: OneRow) -> None:
     columns, outputs, groups = x.shape[1], y.shape[1], weight[1].shape[1]
+    even = outputs % plan.outputs == 0 and columns % (RUN * plan.runs) == 0
     one_row[(triton.cdiv(outputs, plan.outputs),)](
         x, *weight, y, outputs, columns, columns // NIBBLES, groups,
-        G=group_size, OUTPUTS=plan.outputs, QUADS=plan.quads, STAGES=plan.stages, num_warps=plan.warps,
+        G=group_size, OUTPUTS=plan.outputs, RUNS=plan.runs, STAGES=plan.stages, EVEN=even, num_warps=plan.warps,
     )  # fmt: skip
 
 

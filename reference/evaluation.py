@@ -96,8 +96,8 @@ def token_losses(
     for group in progress(batches):
         ids = torch.stack([tokens[begin:end] for begin, end, _ in group]).to(device)
         logits = model(input_ids=ids).logits[:, :-1]
-        nats = functional.cross_entropy(logits.float().transpose(1, 2), ids[:, 1:], reduction="none")
-        losses.extend(row[first - begin - 1 :].cpu() for row, (begin, _, first) in zip(nats, group, strict=True))
+        nats = functional.cross_entropy(logits.float().transpose(1, 2), ids[:, 1:], reduction="none").cpu()
+        losses.extend(row[first - begin - 1 :] for row, (begin, _, first) in zip(nats, group, strict=True))
     return torch.cat(losses)
 
 

@@ -10,11 +10,12 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Call = Callable[[int], Tensor]
+Call = Callable[[int], Any]
 
 #: (outputs N, columns K) of the linear layers of Llama-2-7B, -13B and -70B.
 SHAPES = {
@@ -41,6 +42,7 @@ class Built:
         bound: ``‖y - expected‖ / ‖expected‖`` allowed; 0: equal in every element.
         bounds: other bounds, by call name (peers that round more).
         refused: calls that are not here, and why.
+        compared: makes of a call's result what is compared with ``expected``; not part of the time.
     """
 
     calls: dict[str, Call]
@@ -48,6 +50,7 @@ class Built:
     bound: float
     bounds: dict[str, float] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    compared: Callable[[Any], Tensor] = lambda result: result
 
 
 @dataclass(frozen=True)

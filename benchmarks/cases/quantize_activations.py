@@ -22,19 +22,24 @@ def case(rows: int, columns: int, norm: bool, warps: tuple[int, ...] = ()) -> Ca
         gain = torch.rand(columns, device=device, generator=generator).bfloat16() + 0.5
 
         def ours(warps: int | None) -> Call:
-            def call(i: int) -> Tensor:
-                codes, scale = quantize_activations(x[i], norm=gain if norm else None, epsilon=EPSILON, warps=warps)
-                return codes if not norm else codes * scale[:, None]
+            def call(i: int) -> tuple[Tensor, Tensor]:
+                return quantize_activations(x[i], norm=gain if norm else None, epsilon=EPSILON, warps=warps)
 
             return call
 
-        def plain(i: int) -> Tensor:
+        def plain(i: int) -> tuple[Tensor, Tensor]:
             values = x[i].float()
             if norm:
                 values = values * torch.rsqrt(values.square().mean(1, keepdim=True) + EPSILON) * gain.float()
-            step = values.abs().amax(1, keepdim=True).clamp(min=1e-5) / 127.5
-            codes = torch.round(values / step).clamp_(-128, 127).to(torch.int8)
-            return codes if not norm else codes * step
+            absmax = values.abs().amax(1, keepdim=True).clamp(min=1e-5)
+            step = absmax / torch.full_like(absmax, 127.5)  # by a number, torch multiplies by its reciprocal
+            return torch.round(values / step).clamp_(-128, 127).to(torch.int8), step[:, 0]
+
+        def compared(result: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+            if isinstance(result, Tensor):
+                return result
+            codes, scale = result
+            return torch.cat([codes.float(), scale[:, None]], 1) if not norm else codes * scale[:, None]
 
         calls: dict[str, Call] = {"quantize_activations": ours(None)}
         calls |= {f"quantize_activations w{count}": ours(count) for count in warps}
@@ -49,8 +54,8 @@ def case(rows: int, columns: int, norm: bool, warps: tuple[int, ...] = ()) -> Ca
             expected = values * torch.rsqrt(values.square().mean(1, keepdim=True) + EPSILON) * gain.double()
             bound = 0.02
         else:
-            expected, bound = plain(0), 0.0
-        return Built(calls, expected, bound, {"copy of as many bytes": float("inf")}, refused)
+            expected, bound = compared(plain(0)), 0.0
+        return Built(calls, expected, bound, {"copy of as many bytes": float("inf")}, refused, compared)
 
     return Case(
         kernel="quantize_activations",

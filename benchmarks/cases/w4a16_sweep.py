@@ -7,16 +7,25 @@ from itertools import islice
 
 from cases import QUICK_SHAPES, SHAPES, Case
 from cases.w4a16 import case
-from reference.kernels.w4a16 import ONE_ROW, PADDED, SOME, Few, Plan, Tile
+from reference.kernels.w4a16 import PADDED, SOME, Few, OneRow, Plan, Tile
 
 #: (outputs, blocks, warps, stages) of `few_rows`.
 EIGHT = [
-    (16, 8, 8, 2), (16, 8, 8, 3), (16, 8, 8, 4), (16, 4, 4, 3), (16, 4, 4, 4), (16, 8, 4, 3), (16, 16, 8, 3),
-    (16, 16, 16, 2), (32, 4, 4, 2), (32, 4, 4, 3), (32, 4, 4, 4), (32, 8, 8, 2), (32, 8, 8, 3), (32, 2, 2, 4),
-    (64, 4, 4, 3), (64, 2, 2, 3),
+    (16, 8, 8, 3), (16, 8, 8, 5), (16, 4, 4, 3), (16, 4, 4, 5), (16, 2, 2, 6), (16, 16, 16, 2), (16, 16, 16, 3),
+    (32, 4, 4, 3), (32, 4, 4, 5), (32, 4, 4, 9), (32, 8, 8, 2), (32, 8, 8, 3), (32, 8, 8, 5), (32, 16, 16, 3),
+    (32, 2, 2, 6), (32, 1, 1, 6), (64, 4, 4, 3), (64, 8, 8, 3), (64, 8, 8, 4), (64, 2, 2, 5),
 ]  # fmt: skip
-SIXTEEN = [(16, 8, 8, 3), (32, 4, 4, 2), (32, 4, 4, 3), (32, 8, 8, 2), (16, 4, 4, 3), (64, 4, 4, 2), (64, 2, 2, 3)]
-THIRTY_TWO = [(32, 4, 4, 2), (16, 4, 4, 2), (16, 8, 8, 2)]
+EARLY = [(16, 8, 8, 5), (32, 4, 4, 5), (32, 8, 8, 3)]
+#: (outputs, runs of 1024 columns, warps, stages) of `one_row`.
+ONE = [
+    (16, 1, 4, 1), (16, 1, 4, 3), (8, 1, 1, 1), (8, 1, 1, 3), (8, 1, 2, 3), (8, 1, 4, 3), (8, 2, 4, 2), (16, 2, 8, 3),
+    (4, 1, 1, 4), (32, 1, 4, 3), (16, 1, 2, 3),
+]  # fmt: skip
+SIXTEEN = [
+    (16, 8, 8, 3), (16, 4, 4, 3), (16, 4, 4, 4), (32, 4, 4, 2), (32, 4, 4, 3), (32, 4, 4, 4), (32, 8, 8, 2), (32, 8, 8, 3),
+    (32, 2, 2, 4), (16, 2, 2, 5), (64, 4, 4, 2), (64, 8, 8, 2),
+]  # fmt: skip
+THIRTY_TWO = [(32, 4, 4, 2), (16, 4, 4, 2), (16, 8, 8, 2), (32, 8, 8, 2)]
 TILES = [
     SOME,
     SOME._replace(splits=4),
@@ -35,14 +44,19 @@ def named(plan: Plan) -> str:
 def plans(rows: int) -> list[Plan]:
     """Those worth measuring for so many rows."""
     if rows <= 8:
-        few = [Few(8, *rest) for rest in EIGHT]
-        few += [Few(8, 16, 8, 8, 3, early=True), Few(8, 32, 4, 4, 3, early=True)]
-        return [*few, *([ONE_ROW] if rows == 1 else [PADDED])]
+        few = [Few(8, *rest) for rest in EIGHT] + [Few(8, *rest, early=True) for rest in EARLY]
+        return [*few, *([OneRow(*rest) for rest in ONE] if rows == 1 else [PADDED])]
     if rows <= 16:
-        few = [Few(16, *rest) for rest in SIXTEEN] + [Few(8, 32, 4, 4, 3), Few(16, 32, 4, 4, 3, early=True)]
-        return [*few, PADDED]
-    few = [Few(32, *rest) for rest in THIRTY_TWO] + [Few(16, 32, 4, 4, 3), Few(32, 32, 4, 4, 2, early=True)]
-    return [*few, *TILES]
+        few = [Few(16, *rest) for rest in SIXTEEN] + [Few(8, *rest) for rest in EIGHT[7:12]]
+        return [
+            *few,
+            Few(16, 32, 4, 4, 3, early=True),
+            PADDED,
+            Tile(16, 64, 128, 4, 4),
+            Tile(16, 64, 128, 4, 4, splits=4),
+        ]
+    few = [Few(32, *rest) for rest in THIRTY_TWO] + [Few(16, 32, 4, 4, 3), Few(16, 32, 8, 8, 3)]
+    return [*few, Few(32, 32, 4, 4, 2, early=True), *TILES]
 
 
 def cases(quick: bool) -> Iterator[Case]:

@@ -40,7 +40,9 @@ def plans(rows: int) -> list[Slim | Square]:
     return SQUARES if rows > 128 else [Square(128, 128, 128, 8, 8, 4), Square(128, 64, 128, 8, 4, 4), *SLIMS[64][1:3]]
 
 
-def case(rows: int, outputs: int, columns: int, settings: bool = False) -> Case:
+def case(
+    rows: int, outputs: int, columns: int, plans: dict[str, Slim | Square] | None = None, peers: bool = True
+) -> Case:  # fmt: skip
     def build(device: torch.device, generator: torch.Generator, copies: int) -> Built:
         def integers(*shape: int) -> torch.Tensor:
             return torch.randint(-127, 128, shape, device=device, generator=generator, dtype=torch.int8)
@@ -65,10 +67,11 @@ def case(rows: int, outputs: int, columns: int, settings: bool = False) -> Case:
             return w8a8(codes, w[i], scale, w_scale, bias)
 
         calls: dict[str, Call] = {"w8a8": ours(None)}
-        if settings:
-            calls |= {f"w8a8 {named(plan)}": ours(plan) for plan in plans(rows)}
-        calls["quantize + w8a8"] = both
+        calls |= {f"w8a8 {name}": ours(plan) for name, plan in (plans or {}).items()}
         refused: dict[str, str] = {}
+        if not peers:
+            return Built(calls, expected, rounding(torch.bfloat16))
+        calls["quantize + w8a8"] = both
         dense = dense_copies((w[0].float() * w_scale[:, None]).bfloat16(), copies, generator)
         calls["bfloat16"] = lambda i: F.linear(floats[i % many], dense[i % len(dense)], bias)
         peer(calls, refused, "int_mm", lambda: lambda i: torch._int_mm(x[i % many], w[i].T))
@@ -82,7 +85,7 @@ def case(rows: int, outputs: int, columns: int, settings: bool = False) -> Case:
     return Case(
         kernel="w8a8",
         shape={"M": rows, "N": outputs, "K": columns},
-        options={"settings": settings},
+        options={},
         bytes=outputs * columns + rows * columns + 4 * (rows + outputs) + 2 * outputs + 2 * rows * outputs,
         flops=2 * rows * outputs * columns,
         rotated=outputs * columns,

@@ -47,11 +47,11 @@ def pack_planes(codes: Tensor, bits: int) -> Tensor:
         )
     rows, n = codes.shape
     padded = torch.zeros(rows, -(-n // 32), 32, dtype=torch.int32, device=codes.device)
-    padded.view(rows, -1)[:, :n] = codes
+    padded.view(rows, 32 * padded.shape[1])[:, :n] = codes
     planes, before = [], 0
     for width in widths:
         part = (padded >> before & (2**width - 1))[..., _order(widths[0], width, codes.device)]
-        planes.append(pack(part.view(rows, -1), width))
+        planes.append(pack(part.reshape(rows, 32 * padded.shape[1]), width))
         before += width
     return torch.cat(planes, dim=1)
 
@@ -82,7 +82,7 @@ def unpack_planes(packed: Tensor, bits: int, n: int) -> Tensor:
         part = unpack(words, width, 32 * blocks).view(len(packed), blocks, 32)
         codes[..., _order(widths[0], width, packed.device)] |= part << before
         before += width
-    return codes.view(len(packed), -1)[:, :n].contiguous()
+    return codes.view(len(packed), 32 * blocks)[:, :n].contiguous()
 
 
 def _order(first: int, width: int, device: torch.device) -> Tensor:

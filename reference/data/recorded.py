@@ -48,3 +48,16 @@ def gpu_cases(kernel: str, name: str = "kernels") -> list[dict]:
             pairs = (option.split("=", 1) for option in options)
             found.append({key: int(text) if text.isdigit() else text for key, text in pairs} | measured)
     return found
+
+
+def about(name: str) -> dict:
+    """Device, date, versions and command of a recorded result: all but its values.
+
+    Raises:
+        FileNotFoundError: there is no result of that name.
+
+    Chapter: none (plumbing: reads files)
+    """
+    read(name)
+    found = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return {key: found[key] for key in ("device", "date", "versions", "command")}

@@ -213,8 +213,10 @@ def _largest(scores: Tensor, count: int) -> Tensor:
     flat = scores.reshape(-1)
     if count == 0 or count == len(flat):
         return torch.full(scores.shape, count > 0, dtype=torch.bool, device=scores.device)
-    # On a GPU kthvalue works with a single block of threads, and sorting is faster.
-    cut = flat.sort(descending=True).values[count - 1] if flat.is_cuda else flat.kthvalue(len(flat) - count + 1).values
+    if flat.device.type == "cpu":
+        cut = flat.kthvalue(len(flat) - count + 1).values
+    else:  # on a GPU kthvalue works with a single block of threads, and sorting is faster
+        cut = flat.sort(descending=True).values[count - 1]
     above, equal = flat > cut, flat == cut
     kept = above | (equal & (equal.cumsum(0, dtype=torch.int32) <= count - above.sum()))
     return kept.view(scores.shape)

@@ -16,6 +16,7 @@ All four read one histogram of magnitudes.
 Sources: Migacz 2017, "8-bit inference with TensorRT" (entropy); torch's histogram observer (mse) in idea.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,7 +38,7 @@ class MagnitudeHistogram:
         limit: upper end of the last bin; 0 before the first value above zero.
         largest: the largest magnitude.
 
-    Chapter: none (the trade-offs chapter is to come)
+    Chapter: quantization/activations
     """
 
     def __init__(self) -> None:
@@ -90,7 +91,7 @@ def threshold(histogram: MagnitudeHistogram, rule: str, spec: ActivationSpec, *,
     Raises:
         ValueError: an unknown rule, or ``percentile`` out of range.
 
-    Chapter: none (the trade-offs chapter is to come)
+    Chapter: quantization/activations
     """
     if rule not in RULES:
         raise ValueError(f"rule is {rule!r}; it may be {', '.join(RULES)}")
@@ -128,23 +129,21 @@ def _least_divergence(histogram: MagnitudeHistogram, spec: ActivationSpec) -> fl
     :math:`P_i`: the first :math:`i` bins, all that lies beyond added to the last. :math:`Q_i`: the same bins without
     that, joined into as many runs as the grid has magnitudes, each run's mass spread over its bins that are not empty.
     """
-    counts = histogram.counts.double()
+    counts = histogram.counts.double().numpy()
     levels = spec.highest + 1
-    total, best, least = counts.sum(), BINS, torch.inf
+    total, best, least = counts.sum(), BINS, np.inf
     for i in range(levels, BINS + 1):
         kept = counts[:i]
-        p = kept.clone()
-        p[-1] += total - kept.sum()
-        run = torch.arange(i) * levels // i
-        filled = (kept > 0).double()
-        mass = torch.zeros(levels, dtype=torch.float64).index_add_(0, run, kept)
-        members = torch.zeros(levels, dtype=torch.float64).index_add_(0, run, filled)
-        q = filled * (mass / members.clamp(min=1))[run]
-        if kept.sum() == 0 or ((p > 0) & (q == 0)).any():
-            continue  # infinite: the tail fell on an empty bin
-        p, q = p / total, q / q.sum()
-        some = p > 0
-        divergence = float((p[some] * (p[some] / q[some]).log()).sum())
+        tail = total - kept.sum()
+        if tail == total or (tail and not kept[-1]):
+            continue  # infinite: the tail falls on an empty bin
+        starts = (np.arange(levels) * i + levels - 1) // levels  # first bin of each run
+        filled = kept > 0
+        mass, members = np.add.reduceat(kept, starts), np.add.reduceat(filled.astype(float), starts)
+        spread = np.repeat(mass / np.maximum(members, 1), np.diff(starts, append=i))[filled]
+        p = kept[filled]  # a copy
+        p[-1] += tail  # the last bin is filled, or there is no tail
+        divergence = float((p * np.log(p / total * kept.sum() / spread)).sum()) / total
         if divergence < least:
             best, least = i, divergence
     return min(best * histogram.limit / BINS, histogram.largest)

@@ -75,7 +75,9 @@ def scale_of(absmax: Tensor, spec: ActivationSpec) -> Tensor:
 
     Chapter: quantization/smoothquant
     """
-    return absmax.float().clamp(min=SMALLEST_ABSMAX) / spec.steps
+    absmax = absmax.float().clamp(min=SMALLEST_ABSMAX)
+    # By a tensor: on CUDA, torch takes division by a number as a product with its reciprocal, an ulp off the CPU's.
+    return absmax / torch.full_like(absmax, spec.steps)
 
 
 def quantize_activations(x: Tensor, spec: ActivationSpec, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -37,12 +37,12 @@ def straight_through(value: Tensor, x: Tensor) -> Tensor:
     return value.detach() + (x - x.detach())
 
 
-def scale_gradient(x: Tensor, factor: float) -> Tensor:
+def scale_gradient(x: Tensor, factor: float | Tensor) -> Tensor:
     """``x`` going forward, ``factor`` times its gradient going backward.
 
     Chapter: quantization/quantization_aware
     """
-    return (x - x * factor).detach() + x * factor if factor != 1 else x
+    return straight_through(x, x * factor)
 
 
 def fake_quantize(
@@ -112,7 +112,7 @@ def lsq(
     qmin: int | Tensor,
     qmax: int | Tensor,
     *,
-    factor: float | None = None,
+    factor: float | Tensor | None = None,
     mask: str = "unrounded",
 ) -> Tensor:
     """Fake quantisation with a learned step: :func:`fake_quantize`, the step's gradient scaled.

@@ -28,6 +28,11 @@ def test_the_whole_model_record_is_the_benchmarks():
     assert load(book_paths.ROOT / "book" / "data" / "whole_model.json")["values"] == load(results)["values"]
 
 
+def test_the_record_of_training_at_once_is_the_benchmarks():
+    results = book_paths.ROOT / "benchmarks" / "results" / "lottery_ticket.json"
+    assert load(book_paths.ROOT / "book" / "data" / "parallel_training.json")["values"] == load(results)["values"]
+
+
 def test_every_file_is_data_of_that_kind():
     folder = book_paths.ROOT / "book" / "data"
     assert [p.name for p in folder.rglob("*") if p.is_file() and p not in FILES] == []

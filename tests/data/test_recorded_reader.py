@@ -27,3 +27,11 @@ def test_cases_of_one_kernel_with_their_sizes(monkeypatch, tmp_path) -> None:
     assert [row["N"] for row in recorded.gpu_cases("w4a16_steps")] == [8]
     with pytest.raises(FileNotFoundError, match="no recorded result 'other'; there are kernels"):
         recorded.read("other")
+
+
+def test_where_a_result_comes_from() -> None:
+    found = recorded.about("w4a16_steps_compiled")
+    assert sorted(found) == ["command", "date", "device", "versions"]
+    assert "benchmarks/w4a16_steps.py" in found["command"]
+    with pytest.raises(FileNotFoundError, match="no recorded result 'missing'"):
+        recorded.about("missing")

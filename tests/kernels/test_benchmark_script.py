@@ -38,3 +38,32 @@ def test_without_a_gpu_it_says_so(tmp_path, monkeypatch) -> None:
     done = run("--output", str(tmp_path / "rows.jsonl"))
     assert done.returncode == 1
     assert "needs an NVIDIA GPU" in done.stderr
+
+
+def test_tables_that_the_tuner_writes_are_used(tmp_path) -> None:
+    """Each plan of each contest survives the way through JSON, and is the one that the kernel then takes."""
+    script = """
+import json, sys
+from pathlib import Path
+import tables, tune_kernels
+from reference.kernels import codebook, w4a16
+found = {}
+for contest in tune_kernels.contests():
+    for plan in contest.plans.values():
+        assert tables.plan_of(sys.modules[type(plan).__module__], tables.stored(plan)) == plan
+    last = list(contest.plans.values())[-1]
+    found.setdefault(contest.slot.table, []).append([list(contest.slot.limits), tables.stored(last)])
+Path(sys.argv[1]).write_text(json.dumps({"tables": found}))
+tables.install(Path(sys.argv[1]))
+first = found["w4a16.FEW_ROWS"][0]
+assert w4a16.plan_for(1, first[0][1], 4096, 128, w4a16.torch.bfloat16) == tables.plan_of(w4a16, first[1])
+assert codebook.ONE_ROW == tables.plan_of(codebook, found["codebook.ONE_ROW"][0][1])
+assert "(1, 6144, OneRow(" in tables.source(found)
+tasks = tune_kernels.tasks(3)
+assert {case.kernel for cases in tasks for case in cases} == {"w4a16", "w8a8", "codebook", "sparse_24"}
+assert tune_kernels.winner({"a": {"p": 1.0, "q": 4.0, "r": 0.1}, "b": {"p": 3.0, "q": 1.0}}) == "p"
+"""
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'benchmarks'}:{ROOT}"}
+    command = [sys.executable, "-c", script, str(tmp_path / "tables.json")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -9,7 +9,7 @@ import torch
 import triton.language as tl
 from variant import Variant
 
-from reference.kernels import _few_rows, _scaled, fp8, mxfp4, quantize_activations, w4a16, w8a8
+from reference.kernels import _few_rows, _one_row, _scaled, fp8, mxfp4, quantize_activations, w4a16, w8a8
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 POINTERS = {BF16: "*bf16", FP16: "*fp16", FP32: "*fp32"}
@@ -23,7 +23,7 @@ def of_w4a16() -> Iterator[Variant]:
     plans = [
         *((most_rows, 128, BF16, True, 4, few) for most_rows, _, few in w4a16.FEW_ROWS),
         *((1, 128, BF16, zeros, bits, w4a16.FEW_ROWS[0][2]) for zeros, bits in ((False, 4), (True, 2))),
-        (1, COLUMNS, FP16, True, 4, w4a16.FEW_ROWS[1][2]),
+        (1, COLUMNS, FP16, True, 4, w4a16.FEW_ROWS[0][2]),
     ]
     for rows, group, dtype, zeros, bits, few in plans:
         yield few_rows(rows, group, dtype, zeros, bits, few)
@@ -42,9 +42,9 @@ def of_w4a16() -> Iterator[Variant]:
         types |= {"x": POINTERS[dtype], "y": POINTERS[dtype]}
         constants: dict[str, Any] = {"G": group} | ({} if zeros else {"zero_point": None})
         if isinstance(plan, w4a16.OneRow):
-            kernel = _few_rows.one_row
-            constants |= {"OUTPUTS": plan.outputs, "QUADS": plan.quads, "STAGES": plan.stages}
-            weights, limit, matrix = plan.outputs * plan.quads * w4a16.QUAD, 4.7, {80: "", 90: ""}
+            kernel = _one_row.one_row
+            constants |= {"OUTPUTS": plan.outputs, "RUNS": plan.runs, "STAGES": plan.stages, "EVEN": True}
+            weights, limit, matrix = plan.outputs * plan.runs * w4a16.RUN, 4.7, {80: "", 90: ""}
         else:
             kernel = w4a16._tile
             constants |= {"ROWS": plan.rows, "OUTPUTS": plan.outputs, "COLUMNS": plan.columns, "BITS": bits}

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn import functional
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
@@ -266,6 +267,25 @@ def test_every_method_trains_under_autocast_and_finalises(method):
     assert densities[-1] == pruner.density() < 0.7
     torch.testing.assert_close(plain(x), model.eval()(x))
     assert not torch.signbit(plain[0].weight[plain[0].weight == 0]).any()
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("method", ["movement", "soft", "l0", "magnitude", "random"])
+@pytest.mark.parametrize("where", ["cpu", "meta"])  # meta takes the way of a GPU
+def test_no_step_waits_for_a_value(method, scope, where):
+    """Tensors without values raise where code asks for one, as ``.item()`` or an ``if`` does."""
+    if scope == "global" and method in ("soft", "l0"):
+        scope = "layer"
+    with FakeTensorMode(), torch.device(where):
+        model = net()
+        pruner = movement.attach(
+            model, linears(model), method=method, schedule=movement.Schedule(10, 0.3, 2, 2, penalty=1.0), scope=scope
+        )
+        pruner.step(5)
+        (model(torch.randn(4, 12)).square().mean() + pruner.penalty()).backward()
+        assert model[0].weight.grad.shape == (16, 12)
+        with pytest.raises((DataDependentOutputException, RuntimeError, NotImplementedError)):
+            pruner.density()  # the one that says it waits
 
 
 def test_random_scores_give_nested_masks_and_another_seed_others():

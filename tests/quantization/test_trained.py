@@ -12,9 +12,10 @@ from reference.layers import Int8Linear, QuantizedLinear
 from reference.models.families import block_linears
 from reference.quantization.activations import ActivationSpec
 from reference.quantization.grid import QuantizationSpec
+from reference.quantization.preparation import convert, first_grid, prepare, solved
 from reference.quantization.recovery import objective, parameter_groups
 from reference.quantization.round_to_nearest import quantize_layer
-from reference.quantization.trained import TrainedLinear, convert, first_grid, into_cells, prepare, solved
+from reference.quantization.trained import TrainedLinear, into_cells, round_together
 from reference.tensors import QuantizedTensor
 
 IDS = torch.arange(64).view(2, 32) * 7 % 96
@@ -92,6 +93,20 @@ def test_integer_layers_serve_what_was_trained(granularity: str, bits: int) -> N
     if granularity == "static":
         assert first.input_scale is not None
         assert first.input_scale.item() != pytest.approx(2 / activations.steps, rel=1e-6)  # it was trained
+
+
+@pytest.mark.parametrize("spec", [SPECS["symmetric groups"], SPECS["affine groups"]], ids=["symmetric", "affine"])
+def test_rounding_together_changes_no_number(spec: QuantizationSpec) -> None:
+    one, other = prepare(tiny(), spec), round_together(prepare(tiny(), spec))
+    for model in (one, other):
+        objective(model, "distillation", tiny())(IDS).backward()
+    for (name, p), (_, q) in zip(one.named_parameters(), other.named_parameters(), strict=True):
+        assert p.grad is not None
+        assert q.grad is not None
+        assert torch.allclose(p.grad, q.grad, rtol=1e-4, atol=1e-7), name
+    with torch.no_grad():
+        assert torch.equal(one(input_ids=IDS).logits, other(input_ids=IDS).logits)
+        assert torch.equal(convert(other)(input_ids=IDS).logits, one(input_ids=IDS).logits)
 
 
 def test_distillation_at_two_bits_brings_the_model_back() -> None:
