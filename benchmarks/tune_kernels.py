@@ -25,9 +25,12 @@ from typing import Any, NamedTuple
 
 import torch
 from cases import Built, Case, codebook, sparse_24, w4a16, w4a16_sweep, w8a8
+from cases.coded_sweep import FEW_ROWS_CODES, FEW_ROWS_SPARSE, ONE_ROW_CODES, ONE_ROW_SPARSE
 from tables import Tables, source, stored
 from timing import check, timers_of, warm_up
 
+import reference.kernels.codebook
+import reference.kernels.sparse_24
 from reference.kernels.codebook import Tile as CodebookTile
 from reference.kernels.sparse_24 import Tile as SparseTile
 
@@ -82,8 +85,10 @@ def contests() -> Iterator[Contest]:
     for rows, most in ((16, 16), (64, 64), (256, 256)):
         yield int8(rows, most, (small, wide))
     for rows, name in ((1, "ONE_ROW"), (16, "FEW")):
-        codes = [CodebookTile(*p) for p in (CODES_ONE if rows == 1 else CODES_FEW)]
-        sparse = [SparseTile(*p) for p in (SPARSE_ONE if rows == 1 else SPARSE_FEW)]
+        codes = [CodebookTile(*p) for p in (ONE_ROW_CODES if rows == 1 else FEW_ROWS_CODES)]
+        codes.append(getattr(reference.kernels.codebook, name))
+        sparse = [SparseTile(*p) for p in (ONE_ROW_SPARSE if rows == 1 else FEW_ROWS_SPARSE)]
+        sparse.append(getattr(reference.kernels.sparse_24, name))
         yield Contest(
             Slot(f"codebook.{name}", ()), {plain(plan): plan for plan in codes},
             [(rows, *wide, 4), (rows, *wide, 5), (rows, *small, 4)], lambda p, plans: codebook.case(*p, plans=plans),
@@ -92,15 +97,6 @@ def contests() -> Iterator[Contest]:
             Slot(f"sparse_24.{name}", ()), {plain(plan): plan for plan in sparse},
             [(rows, *small), (rows, *wide)], lambda p, plans: sparse_24.case(*p, plans=plans),
         )  # fmt: skip
-
-
-# rows, outputs, columns, warps, stages
-CODES_ONE = [(1, 16, 512, 4, 3), (1, 32, 512, 4, 3), (1, 8, 512, 2, 3), (1, 16, 512, 2, 4), (1, 16, 1024, 8, 2),
-             (1, 8, 1024, 4, 3), (1, 4, 512, 1, 4), (1, 8, 512, 4, 4)]  # fmt: skip
-CODES_FEW = [(16, 64, 128, 4, 3), (16, 128, 64, 4, 3), (16, 64, 128, 4, 4), (16, 64, 64, 4, 4), (16, 32, 128, 4, 4)]
-SPARSE_ONE = [(1, 16, 1024, 4, 3), (1, 8, 1024, 4, 3), (1, 8, 1024, 4, 4), (1, 32, 512, 4, 3), (1, 4, 1024, 2, 4),
-              (1, 16, 512, 2, 4), (1, 4, 512, 1, 4), (1, 8, 512, 2, 4)]  # fmt: skip
-SPARSE_FEW = [(16, 64, 128, 4, 4), (16, 128, 64, 4, 4), (16, 64, 64, 4, 5), (16, 128, 128, 4, 3), (16, 32, 128, 4, 4)]
 
 
 def plain(plan: tuple[int, ...]) -> str:
