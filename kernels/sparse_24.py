@@ -49,7 +49,7 @@ class Tile(NamedTuple):
     stages: int
 
 
-ONE_ROW = Tile(rows=1, outputs=8, columns=1024, warps=4, stages=3)
+ONE_ROW = Tile(rows=1, outputs=4, columns=512, warps=1, stages=4)
 FEW = Tile(rows=16, outputs=64, columns=128, warps=4, stages=4)
 MANY = Tile(rows=128, outputs=128, columns=64, warps=8, stages=3)
 
