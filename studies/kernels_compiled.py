@@ -14,6 +14,8 @@ compute capabilities 10.0 and 12.0 and for AMD's gfx942 with the same settings; 
 not run: that it gives right numbers there is not shown.
 """
 
+import argparse
+import concurrent.futures
 import datetime
 import importlib
 import json
@@ -21,6 +23,8 @@ import multiprocessing
 import os
 import platform
 import re
+import resource
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -36,6 +40,8 @@ CAPABILITIES = (80, 90)
 KEPT = ("registers", "stack", "spills", "shared", "warps", "matrix", "loads_16_bytes", "instructions_per_weight")
 #: An AMD compute unit gives a workgroup 64 KiB, NVIDIA's multiprocessors these: what ptxas does not check by itself.
 SHARED = {"sm_100": 227 * 1024, "sm_120": 99 * 1024, "gfx942": 64 * 1024}
+SECONDS = 40  # for one compilation; they take one, as a rule
+VARIANTS: list = []  # set before processes are started, which inherit it
 
 
 def row(found: dict) -> dict:
@@ -64,6 +70,7 @@ def attempt(variant, target: str) -> str:
 
 
 def child(variant, target: str, error_file: str, answer) -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     os.dup2(os.open(error_file, os.O_WRONLY | os.O_TRUNC), 2)
     answer.send(attempt(variant, target))
 
@@ -83,6 +90,8 @@ def compiles(variant, target: str) -> str:
         process.join()
         if said == "yes":
             return said
+        if process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL):
+            return f"not compiled in {SECONDS} s of processor time"
         return reason(said, errors.read(), process.exitcode or 0)
 
 
@@ -101,7 +110,20 @@ def reason(said: str, errors: str, code: int) -> str:
     return line if code == 0 else f"the compiler ended its process ({ended}): {line}"
 
 
+def rows_for(capability: int) -> list[dict]:
+    from ahead_of_time import compile_variants
+
+    return compile_variants((v for v in VARIANTS if capability in v.capabilities), capability)
+
+
+def everywhere(number: int) -> dict[str, str]:
+    return {target: compiles(VARIANTS[number], target) for target in SHARED}
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, default=2)
+    arguments = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit("TRITON_INTERPRET is 1: unset it, an interpreted kernel cannot be compiled")
     os.environ["TRITON_CACHE_DIR"] = tempfile.mkdtemp()
@@ -109,13 +131,13 @@ def main() -> None:
     import triton
 
     tool = importlib.import_module("ahead_of_time")
-    variants = list(tool.variants())
-    rows = [
-        row(found)
-        for capability in CAPABILITIES
-        for found in tool.compile_variants((v for v in variants if capability in v.capabilities), capability)
-    ]
-    elsewhere = {variant.name: {target: compiles(variant, target) for target in SHARED} for variant in variants}
+    VARIANTS.extend(tool.variants())
+    context = multiprocessing.get_context("fork")
+    with concurrent.futures.ProcessPoolExecutor(arguments.processes, mp_context=context) as pool:
+        here = pool.map(rows_for, CAPABILITIES)
+        there = pool.map(everywhere, range(len(VARIANTS)))
+        rows = [row(found) for several in here for found in several]
+        elsewhere = {variant.name: found for variant, found in zip(VARIANTS, there, strict=True)}
     result = {
         "name": "kernels_compiled",
         "what": "Machine code of every kernel and tuned setting, compiled ahead of time for compute capabilities 8.0 and "
