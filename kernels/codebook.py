@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from ._checks import FLOATS, check_shape, check_size, check_tensors
-from ._partial_sums import splits_by_bytes, with_splits
+from ._splits import PROGRAMS, splits_for, with_splits
 from ._tile import Tile
 from ._triton import INTERPRETED, jit, round_to, tl, triton
 
@@ -205,9 +205,7 @@ def codebook(x: Tensor, packed: Tensor, table: Tensor, *, plan: Tile | None = No
         if plan.rows == 1:
             _launch_one_row(x, packed, table, y, plan)
             return y
-        programs = triton.cdiv(outputs, plan.outputs) * triton.cdiv(rows, plan.rows)
-        blocks = triton.cdiv(columns, plan.columns)
-        splits = splits_by_bytes(programs, rows, outputs, blocks, outputs * columns * bits // 8)
+        splits = splits_for(rows, outputs, columns, plan[:3], bits, PROGRAMS)
         with_splits(lambda out: _launch_tile(x, packed, table, out, plan, splits), y, splits)
     return y
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_shape, check_size, check_tensors
-from ._partial_sums import splits_by_bytes, with_splits
+from ._splits import PROGRAMS, splits_for, with_splits
 from ._tile import Tile
 from ._triton import INTERPRETED, jit, round_to, tl, triton
 
@@ -184,9 +184,7 @@ def sparse_24(x: Tensor, values: Tensor, positions: Tensor, *, plan: Tile | None
         if plan.rows == 1:
             _launch_one_row(x, values, positions, y, plan)
             return y
-        programs = triton.cdiv(outputs, plan.outputs) * triton.cdiv(rows, plan.rows)
-        blocks = triton.cdiv(columns, plan.columns)
-        splits = splits_by_bytes(programs, rows, outputs, blocks, outputs * columns * 9 // 8)
+        splits = splits_for(rows, outputs, columns, plan[:3], 9, PROGRAMS)
         with_splits(lambda out: _launch_tile(x, values, positions, out, plan, splits), y, splits)
     return y
 
