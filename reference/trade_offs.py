@@ -40,7 +40,7 @@ class Setting:
         weights: of every linear layer of the blocks.
         activations: of their inputs; None leaves them in floating point.
 
-    Chapter: none (the trade-offs chapter is to come)
+    Chapter: quantization/trade_offs
     """
 
     weights: QuantizationSpec
@@ -79,7 +79,7 @@ def compress(model: PreTrainedModel, setting: Setting, method: str, calibration:
         ValueError: an unknown method, or as :func:`reference.workflow.quantize` and
             :func:`reference.transforms.rotation.rotate`.
 
-    Chapter: none (the trade-offs chapter is to come)
+    Chapter: quantization/trade_offs
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; it may be {', '.join(METHODS)}")
@@ -104,7 +104,7 @@ class Row(NamedTuple):
         resident: bytes of the tensors in memory once the model has run on one row and on many: copies that a
             layer makes for its operators are among them.
 
-    Chapter: none (the trade-offs chapter is to come)
+    Chapter: quantization/trade_offs
     """
 
     bits_per_byte: dict[str, float]
@@ -129,7 +129,7 @@ def measure(
         texts: token ids ``[count]`` and bytes of UTF-8 of each text, by name.
         window: tokens that the model sees at once; it moves by half.
 
-    Chapter: none (the trade-offs chapter is to come)
+    Chapter: quantization/trade_offs
     """
     rates, divergence = {}, {}
     for name, (ids, size) in texts.items():
@@ -153,7 +153,7 @@ def decode_step(model: PreTrainedModel, batch: int, *, context: int = 32) -> Cal
         batch: sequences.
         context: tokens in the cache.
 
-    Chapter: none (the trade-offs chapter is to come)
+    Chapter: quantization/trade_offs
     """
     device = model.get_input_embeddings().get_parameter("weight").device
     ids = torch.arange(batch * (context + 1), device=device).reshape(batch, -1) % model.config.vocab_size
@@ -176,7 +176,7 @@ def execution(model: PreTrainedModel, rows: int) -> str:
     Returns:
         ``"float"``, ``"packed int4"``, ``"integer products"`` or ``"unpacked at each call"``.
 
-    Chapter: none (the trade-offs chapter is to come)
+    Chapter: quantization/trade_offs
     """
     for layer in model.modules():
         if isinstance(layer, Int8Linear):

@@ -5,7 +5,7 @@
     python studies/quantization_aware.py --payload /tmp/payload --results /tmp/results --processes 6 --time-limit 280
     python studies/quantization_aware.py --results /tmp/results --collect book/data/quantization_aware.json
 
-The third command takes the runs of :func:`runs` in order of importance, a few processes side by side on one GPU, while
+The third command takes the runs of ``quantization_aware_runs.py`` in order of importance, a few processes side by side on one GPU, while
 others solve on the CPU what the runs start from. It first times some steps and takes as many a run as the time allows
 (or ``--steps``). The rate of the 2-bit runs is the best of four on calibration text. A run that has a result is skipped,
 so it goes on where it stopped. One run, also under ``torchrun --nproc-per-node 2``, with a checkpoint to resume from
@@ -26,7 +26,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from threading import BrokenBarrierError
 from typing import Any
@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from quantization_aware_runs import SWEEP, Run, runs, sweep_name
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -49,8 +50,9 @@ from reference.models.families import block_linears, replace_module
 from reference.quantization import low_cost
 from reference.quantization.activations import ActivationSpec
 from reference.quantization.grid import QuantizationSpec
+from reference.quantization.preparation import convert, prepare, solved
 from reference.quantization.recovery import objective, parameter_groups
-from reference.quantization.trained import DEPTH, TrainedLinear, convert, prepare, round_together, solved
+from reference.quantization.trained import TrainedLinear, round_together
 from reference.tensors import QuantizedTensor
 from reference.terminal import ProgressBar
 from reference.training import my_rows, random_windows, train
@@ -65,39 +67,10 @@ CALIBRATION = 16  # sequences of a domain
 EXPORTED = (3_600_000, 2_400_000)  # tokens of each domain
 GENERATED = 4096  # windows
 RANK = 8
-METHODS = ("round_to_nearest", "gptq", "awq+gptq", "smoothquant+gptq")
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training run. ``recipe``: ``lsq``, ``fixed`` (steps stay), ``scales``, ``low_rank``, ``low_rank_error``,
-    ``nf4`` (a low-rank correction on NF4), ``float`` (no quantisation) or ``none`` (no training)."""
-
-    name: str
-    bits: int = 2
-    group: int = 128
-    symmetric: bool = True
-    start: str = "gptq"
-    recipe: str = "lsq"
-    loss: str = "distillation"
-    text: str = "real"
-    activation_bits: int | None = None
-    mask: str = "unrounded"
-    scaled: bool = True
-    rest: bool = True
-    depth: float = DEPTH
-    seed: int = 0
-    rate: float | None = None
-    step_rate: float | None = None
-
-    @property
-    def spec(self) -> QuantizationSpec:
-        return QuantizationSpec(self.bits, symmetric=self.symmetric, group_size=self.group)
 
 
 #: Peak rate of AdamW for the matrices of a 2-bit run where no sweep has found another, and for the rest.
 RATE, REST_RATE = 1e-3, 3e-4
-SWEEP = (5e-4, 1e-3, 2e-3, 4e-3)
 #: Finer grids need less change: by bits, times the rate at 2.
 BY_BITS = {2: 1.0, 3: 0.5, 4: 0.25}
 STEP_RATE, SCALES_RATE, LOW_RANK_RATE = 1e-3, 2e-3, 2e-3
@@ -122,63 +95,6 @@ def best_rate(options: argparse.Namespace) -> float:
         time.sleep(0.2)
     found = {rate: json.loads(path.read_text())["calibration"] for rate, path in paths.items() if path.is_file()}
     return min(found, key=lambda rate: sum(found[rate].values())) if found else RATE
-
-
-def sweep_name(rate: float) -> str:
-    return f"2_bits_g128_rate_{rate:g}"
-
-
-def runs() -> list[Run]:
-    """Most important first."""
-    main = Run("2_bits_g128")
-    g64 = replace(main, name="2_bits_g64", group=64)
-    affine = replace(g64, name="2_bits_g64_affine", symmetric=False)
-    grids = {
-        "4_bits_g128": (4, 128, True),
-        "3_bits_g128": (3, 128, True),
-        "2_bits_g128": (2, 128, True),
-        "2_bits_g64": (2, 64, True),
-        "2_bits_g128_affine": (2, 128, False),
-        "2_bits_g64_affine": (2, 64, False),
-    }
-    solvers = [
-        replace(
-            main, name=f"none_{name}_{method}", bits=bits, group=group, symmetric=symmetric, recipe="none", start=method
-        )
-        for name, (bits, group, symmetric) in grids.items()
-        for method in METHODS
-    ]
-    return [
-        *(replace(main, name=sweep_name(rate), rate=rate) for rate in SWEEP),
-        replace(main, name="2_bits_g128_scales_only", recipe="scales"),
-        replace(main, name="2_bits_g128_low_rank", recipe="low_rank"),
-        affine, g64, replace(main, name="3_bits_g128", bits=3), replace(main, name="4_bits_g128", bits=4),
-        replace(main, name="2_bits_g128_cross_entropy", loss="cross_entropy"),
-        replace(main, name="2_bits_g128_generated_text", text="generated"),
-        replace(main, name="float_continued", recipe="float", loss="cross_entropy", bits=4),
-        *solvers,
-        replace(main, name="2_bits_g128_fixed_steps", recipe="fixed"),
-        replace(main, name="2_bits_g128_start_round_to_nearest", start="round_to_nearest"),
-        *(replace(run, name=f"{run.name}_seed_{seed}", seed=seed) for seed in (1, 2) for run in (affine, main)),
-        replace(main, name="2_bits_g128_start_on_edges", depth=0.0),
-        replace(main, name="2_bits_g128_rest_frozen", rest=False),
-        replace(main, name="w4a4_g128", bits=4, activation_bits=4),
-        replace(main, name="2_bits_g128_low_rank_from_error", recipe="low_rank_error"),
-        replace(main, name="2_bits_g128_start_awq+gptq", start="awq+gptq"),
-        replace(main, name="nf4_low_rank", bits=4, recipe="nf4"),
-        *(replace(main, name=f"2_bits_g128_{what}_seed_{seed}", seed=seed, **{key: value})
-          for seed in (1, 2)
-          for what, key, value in (("cross_entropy", "loss", "cross_entropy"), ("generated_text", "text", "generated"))),
-        *(replace(g64, name=f"{g64.name}_seed_{seed}", seed=seed) for seed in (1, 2)),
-        replace(main, name="2_bits_g128_start_centre", depth=0.5),
-        replace(main, name="2_bits_g128_start_lsq", start="lsq"),
-        replace(main, name="w4a8_g128", bits=4, activation_bits=8),
-        replace(main, name="2_bits_g128_affine", symmetric=False),
-        replace(main, name="2_bits_g128_rounded_mask", mask="rounded"),
-        replace(main, name="2_bits_g128_unscaled", scaled=False),
-        replace(main, name="3_bits_g128_cross_entropy", bits=3, loss="cross_entropy"),
-        replace(main, name="4_bits_g128_cross_entropy", bits=4, loss="cross_entropy"),
-    ]  # fmt: skip
 
 
 # ---- data
@@ -551,7 +467,7 @@ def collect(options: argparse.Namespace) -> None:
         "quantisation, by run; 'before' is what the solver that it starts from gives",
         "values": {"float": exact, "runs": values},
         "command": f"python studies/quantization_aware.py --payload PAYLOAD --results RESULTS --processes "
-        f"{options.processes} --batch {options.batch} --time-limit {options.time_limit:g}",
+        f"{options.processes} --solvers {options.solvers} --batch {options.batch} --time-limit {options.time_limit:g}",
         "device": device_name(),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
@@ -563,7 +479,7 @@ def collect(options: argparse.Namespace) -> None:
 
 def _rounded(value: object) -> object:
     if isinstance(value, dict):
-        return {key: _rounded(inner) for key, inner in value.items()}
+        return {key: _rounded(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list):
         return [_rounded(inner) for inner in value]
     return float(f"{value:.5g}") if isinstance(value, float) else value

@@ -1,10 +1,10 @@
 """Every setting of the trade-off table by every method, on the shipped model.
 
-    python studies/trade_offs.py            # about 40 minutes on one core; goes on where it stopped
-    python studies/trade_offs.py --timing   # speed only, a minute, on a machine that does nothing else; then collects
+    python studies/trade_offs.py            # about an hour on one core; goes on where it stopped
+    python studies/trade_offs.py --timing   # bytes and speed, some minutes, on an idle machine; then collects
 
-Writes ``book/data/trade_offs.json``: quality and bytes of each setting and method over three draws of the calibration
-text, and the speed of each setting's layers relative to float32 in the same run.
+Writes ``book/data/trade_offs.json``: quality of each setting and method over two draws of the calibration text, bytes
+with all that is not quantised in bfloat16, and the speed of a decoding step relative to float32 in the same run.
 """
 
 import argparse
@@ -24,9 +24,10 @@ from reference.files import atomic_write
 from reference.hardware.latency import compare
 from reference.models import tutorial
 from reference.trade_offs import METHODS, SETTINGS
+from reference.transforms.rotation import rotate
 
 SEEDS, SEQUENCES, LENGTH, TOKENS = (0, 1), 64, 256, 8192
-ONE_DRAW = ("round_to_nearest", "awq")  # reads no text, and takes longest
+ONE_DRAW = ("round_to_nearest", "awq")  # reads no text; takes longest
 BATCHES = (1, 32)
 DOMAINS = ("code", "documentation")
 ROOT = Path(__file__).parents[1]
@@ -55,10 +56,7 @@ def calibration(seed: int) -> list[torch.Tensor]:
 def quality(partial: dict) -> None:
     original, measured = tutorial.load(), texts()
     if "float" not in partial:
-        half = tutorial.load(dtype=torch.bfloat16)
         partial["float"] = trade_offs.measure(original, original, measured)._asdict()
-        partial["float"]["bytes_total"] = trade_offs.measure(half, half, measured).bytes_total
-        partial["float"]["bytes_linear"] = trade_offs.measure(half, half, measured).bytes_linear
     for seed in SEEDS:
         drawn = calibration(seed)
         for name, setting in SETTINGS.items():
@@ -74,6 +72,25 @@ def quality(partial: dict) -> None:
                 sys.stderr.write(f"{key}: {partial[key]['bits_per_byte']} in {took:.0f} s\n")
 
 
+def sizes() -> dict:
+    """Bytes of the bfloat16 model, of each setting, and of each setting on the rotated model, whose head is untied.
+
+    They do not depend on the solver: rounding to nearest stands for all.
+    """
+    ids = torch.arange(512)
+    found = {}
+    for name, setting in [("float", None), *SETTINGS.items()]:
+        for rotated in (False, True) if setting else (False,):
+            model = tutorial.load(dtype=torch.bfloat16)
+            if rotated:
+                rotate(model)
+            if setting:
+                trade_offs.compress(model, setting, "round_to_nearest", [])
+            row = trade_offs.measure(model, model, {"numbers": (ids, 1)})
+            found[name, rotated] = {k: getattr(row, k) for k in ("bytes_linear", "bytes_total", "resident")}
+    return found
+
+
 def timing() -> dict:
     """Time of one decoding step relative to float32, by setting and batch: best of many, taken in turns."""
     models = {"float32": tutorial.load(), "bfloat16": tutorial.load(dtype=torch.bfloat16)}
@@ -82,30 +99,37 @@ def timing() -> dict:
     found: dict = {name: {"execution": {}, "speed": {}} for name in models}
     for batch in BATCHES:
         steps = {name: trade_offs.decode_step(model, batch) for name, model in models.items()}
-        times = compare(steps, repeats=40, warmup=5)
+        times = compare(steps, repeats=150, warmup=5)
         for name, model in models.items():
             found[name]["speed"][str(batch)] = round(times["float32"].best / times[name].best, 3)
             found[name]["execution"][str(batch)] = trade_offs.execution(model, batch)
     return found
 
 
-def collect(partial: dict, speeds: dict) -> None:
+def collect(partial: dict, bytes_of: dict, speeds: dict) -> None:
     rows: dict = {}
+    original = {k: partial["float"][k] for k in ("bits_per_byte", "kl")} | bytes_of["float", False]
+    original["text_bytes"] = {domain: size for domain, (_, size) in texts().items()}
+    original["tokens"] = TOKENS
     for key, row in partial.items():
         if key == "float":
             continue
-        name, method, _ = key.split("/")
+        name, method, seed = key.split("/")
+        if int(seed) not in SEEDS:
+            continue
         mine = rows.setdefault(name, {}).setdefault(method, {"bits_per_byte": {}, "kl": {}})
         for measure in ("bits_per_byte", "kl"):
             for domain, value in row[measure].items():
                 mine[measure].setdefault(domain, []).append(round(value, 5))
-        mine |= {k: row[k] for k in ("bytes_linear", "bytes_total", "resident")}
+        mine |= bytes_of[name, method.startswith("rotation")]
+        assert mine["bytes_linear"] == row["bytes_linear"]
     record = {
         "name": RESULT.stem,
         "what": "The shipped model quantised by every setting and method: bits per byte and divergence on "
         f"{TOKENS:,} tokens of each domain, calibrated on {SEQUENCES} sequences of {LENGTH} tokens of both, a number "
-        "for each draw (AWQ: one); bytes on disk and in memory; speed of a decoding step relative to float32 in one run",
-        "values": {"float": partial["float"], "settings": rows, "speed": speeds},
+        "for each draw (AWQ: one); bytes on disk and in memory, all that is not quantised in bfloat16; speed of a "
+        "decoding step relative to float32 in one run",
+        "values": {"float": original, "settings": rows, "speed": speeds},
         "command": "python studies/trade_offs.py && python studies/trade_offs.py --timing",
         "device": f"{platform.machine()} CPU, one thread",
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
@@ -118,7 +142,7 @@ def collect(partial: dict, speeds: dict) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--timing", action="store_true", help="time the settings and write the result")
+    parser.add_argument("--timing", action="store_true", help="measure bytes and speed, write the result")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     PARTIAL.parent.mkdir(exist_ok=True)
@@ -128,7 +152,7 @@ def main() -> None:
         return
     if "float" not in partial:
         sys.exit("error: no quality was measured yet; run without --timing first")
-    collect(partial, timing())
+    collect(partial, sizes(), timing())
 
 
 if __name__ == "__main__":

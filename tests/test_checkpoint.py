@@ -21,6 +21,7 @@ from reference.layers import QuantizedLinear
 from reference.models import tutorial
 from reference.models.families import block_linears
 from reference.quantization.grid import QuantizationSpec
+from reference.transforms.rotation import rotate
 
 IDS = torch.arange(48).reshape(2, 24) % 128
 
@@ -156,6 +157,15 @@ def test_a_float_model_makes_the_trip_too(tmp_path: Path) -> None:
     checkpoint.save(model, tmp_path / "out")
     assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
     check(model, tmp_path / "out")
+
+
+def test_a_head_that_a_rotation_untied_is_saved(tmp_path: Path) -> None:
+    model = rotate(tutorial.load())
+    workflow.quantize(model, QuantizationSpec(8, symmetric=True))
+    checkpoint.save(model, tmp_path / "model")
+    ids = torch.arange(64).reshape(2, 32)
+    with torch.no_grad():
+        assert torch.equal(checkpoint.load(tmp_path / "model")(ids).logits, model(ids).logits)
 
 
 def test_what_was_loaded_can_be_saved_again_with_the_same_bytes(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from transformers import LlamaConfig, LlamaForCausalLM
 from reference.quantization.grid import QuantizationSpec
 from reference.quantization.recovery import objective, parameter_groups
-from reference.quantization.trained import prepare
+from reference.quantization.preparation import prepare
 from reference.training import my_rows, train
 
 torch.set_num_threads(1)

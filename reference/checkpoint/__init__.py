@@ -98,11 +98,14 @@ def save(
 
 def _float_tensors(model: PreTrainedModel, layers: dict[str, QuantizedLinear | Int8Linear]) -> dict[str, Tensor]:
     """State of everything but the quantised layers; tied weights once, under the embedding's name."""
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    state = model.state_dict()
+    keys = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    # Rotations untie the head; the model still lists it.
+    tied = {name for name, first in keys.items() if name in state and state[name].data_ptr() == state[first].data_ptr()}
     quantised = tuple(f"{name}." for name in layers)
     return {
         name: tensor.contiguous()
-        for name, tensor in model.state_dict().items()
+        for name, tensor in state.items()
         if name not in tied and not (quantised and name.startswith(quantised))
     }
 

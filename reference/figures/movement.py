@@ -17,7 +17,7 @@ def gains(pairs: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Axes:
         pairs: label → scores and gains of the same weights, each in units of its largest.
     """
     figure, axes = plt.subplots(figsize=(4.8, 4.4))
-    for number, (label, (scores, gain)) in enumerate(reversed(pairs.items())):
+    for number, (label, (scores, gain)) in enumerate(reversed(list(pairs.items()))):
         colour = f"C{len(pairs) - 1 - number}"
         axes.plot(scores, gain, ".", markersize=2.5, alpha=0.6, linestyle="none", label=label, color=colour)
     axes.axhline(0, color="0.5", linewidth=0.8)

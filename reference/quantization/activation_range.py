@@ -38,7 +38,7 @@ class MagnitudeHistogram:
         limit: upper end of the last bin; 0 before the first value above zero.
         largest: the largest magnitude.
 
-    Chapter: none (the trade-offs chapter is to come)
+    Chapter: quantization/activations
     """
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ def threshold(histogram: MagnitudeHistogram, rule: str, spec: ActivationSpec, *,
     Raises:
         ValueError: an unknown rule, or ``percentile`` out of range.
 
-    Chapter: none (the trade-offs chapter is to come)
+    Chapter: quantization/activations
     """
     if rule not in RULES:
         raise ValueError(f"rule is {rule!r}; it may be {', '.join(RULES)}")

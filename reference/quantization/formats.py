@@ -38,7 +38,7 @@ class ElementFormat:
         bits: of a code.
         magnitudes: the finite values that a code without sign may stand for, rising from zero.
 
-    Chapter: none (the trade-offs chapter is to come)
+    Chapter: quantization/activations
     """
 
     name: str
@@ -104,7 +104,7 @@ class NormalFloat4(ElementFormat):
 
     Source: Dettmers et al. 2023, eq. 4 and appendix E.
 
-    Chapter: none (the trade-offs chapter is to come)
+    Chapter: quantization/activations
     """
 
     @cached_property
@@ -153,7 +153,7 @@ class BlockFormat:
     Raises:
         ValueError: a field is outside what it may be.
 
-    Chapter: none (the trade-offs chapter is to come)
+    Chapter: quantization/activations
     """
 
     element: ElementFormat
@@ -190,7 +190,7 @@ def decode_e8m0(codes: Tensor) -> Tensor:
 
     Source: OCP microscaling formats specification 1.0, section 5.4.1.
 
-    Chapter: none (the trade-offs chapter is to come)
+    Chapter: quantization/activations
     """
     values = torch.ldexp(torch.ones_like(codes, dtype=torch.float32), codes.to(torch.int32) - 127)
     return torch.where(codes == 255, torch.nan, values)
@@ -214,7 +214,7 @@ def encode_e8m0(absmax: Tensor, element: ElementFormat) -> Tensor:
 
     Source: OCP microscaling formats specification 1.0, section 6.3.
 
-    Chapter: none (the trade-offs chapter is to come)
+    Chapter: quantization/activations
     """
     if not torch.isfinite(absmax).all():
         raise ValueError("x holds infinite values, which no scale can represent")
@@ -236,7 +236,7 @@ class FloatTensor:
         shape: ``(rows, n)``.
         format: element and block.
 
-    Chapter: none (the trade-offs chapter is to come)
+    Chapter: quantization/activations
     """
 
     packed: Tensor
@@ -286,7 +286,7 @@ def quantize(x: Tensor, form: BlockFormat) -> FloatTensor:
 
     Source: as the module.
 
-    Chapter: none (the trade-offs chapter is to come)
+    Chapter: quantization/activations
     """
     if x.ndim != 2 or not x.is_floating_point() or x.numel() == 0:
         raise ValueError(f"x must be a non-empty floating-point matrix, got {x.dtype} of shape {tuple(x.shape)}")

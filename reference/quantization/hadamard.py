@@ -71,7 +71,7 @@ def transform(x: Tensor) -> Tensor:
 
     Source: the butterfly of the fast Walsh-Hadamard transform, after the core's product.
 
-    Chapter: none (the trade-offs chapter is to come)
+    Chapter: quantization/activations
     """
     n = x.shape[-1]
     core, power = _core_and_power(n)
@@ -95,7 +95,7 @@ def matrix(n: int, seed: int | None = None) -> Tensor:
     Raises:
         ValueError: ``n`` is no order that can be made here.
 
-    Chapter: none (the trade-offs chapter is to come)
+    Chapter: quantization/activations
     """
     result = transform(torch.eye(n, dtype=torch.float64))
     if seed is not None:

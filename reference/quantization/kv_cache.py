@@ -43,7 +43,7 @@ class CacheSpec:
     Raises:
         ValueError: a field is outside what it may be.
 
-    Chapter: none (the trade-offs chapter is to come)
+    Chapter: quantization/activations
     """
 
     bits: int
@@ -69,7 +69,7 @@ class CacheSpec:
 class Groups(NamedTuple):
     """Packed codes with scale and low end of each group along the last axis.
 
-    Chapter: none (the trade-offs chapter is to come)
+    Chapter: quantization/activations
     """
 
     codes: Tensor
@@ -99,7 +99,7 @@ def quantize_groups(x: Tensor, bits: int, group_size: int) -> Groups:
 
     Source: Liu et al. 2024, KIVI, section 3.1.
 
-    Chapter: none (the trade-offs chapter is to come)
+    Chapter: quantization/activations
     """
     if x.shape[-1] % group_size:
         raise ValueError(f"group_size {group_size} does not divide the {x.shape[-1]} values of x's last axis")
@@ -116,7 +116,7 @@ def quantize_groups(x: Tensor, bits: int, group_size: int) -> Groups:
 def dequantize_groups(groups: Groups, bits: int, group_size: int, dtype: torch.dtype) -> Tensor:
     """``low + scale · code``, ``[..., n]`` in ``dtype``; computed in float32.
 
-    Chapter: none (the trade-offs chapter is to come)
+    Chapter: quantization/activations
     """
     codes = unpack(groups.codes.reshape(-1, groups.codes.shape[-1]), bits, group_size)
     codes = codes.reshape(*groups.low.shape, group_size).float()
@@ -132,7 +132,7 @@ class QuantizedCacheLayer(DynamicLayer):
     Args:
         spec: bits and groups.
 
-    Chapter: none (the trade-offs chapter is to come)
+    Chapter: quantization/activations
     """
 
     is_croppable = False
@@ -262,7 +262,7 @@ def quantized_cache(config: PreTrainedConfig, spec: CacheSpec) -> Cache:
     Raises:
         ValueError: the model has sliding or linear attention layers.
 
-    Chapter: none (the trade-offs chapter is to come)
+    Chapter: quantization/activations
     """
     config = config.get_text_config(decoder=True)
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
@@ -274,7 +274,7 @@ def quantized_cache(config: PreTrainedConfig, spec: CacheSpec) -> Cache:
 def cache_nbytes(cache: Cache) -> int:
     """Bytes that a cache holds now, quantised or not.
 
-    Chapter: none (the trade-offs chapter is to come)
+    Chapter: quantization/activations
     """
     total = 0
     for layer in cache.layers:
@@ -313,7 +313,7 @@ def cached_losses(
     Raises:
         ValueError: the text is shorter than a window, or ``chunk`` is below 1.
 
-    Chapter: none (the trade-offs chapter is to come)
+    Chapter: quantization/activations
     """
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; it may be 1 or more")

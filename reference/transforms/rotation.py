@@ -46,7 +46,7 @@ def fold_norms(model: PreTrainedModel) -> PreTrainedModel:
 
     Source: Ashkboos et al. 2024, section 4, stage 1a.
 
-    Chapter: none (the trade-offs chapter is to come)
+    Chapter: quantization/activations
     """
     family = _family(model)
     head: nn.Module = model.get_output_embeddings()
@@ -78,7 +78,7 @@ def rotate(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
 
     Source: Ashkboos et al. 2024, section 4, stages 1a and 1b.
 
-    Chapter: none (the trade-offs chapter is to come)
+    Chapter: quantization/activations
     """
     family = _family(model)
     config = model.config
@@ -98,7 +98,7 @@ def rotate(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
 def kurtosis(x: Tensor) -> float:
     r""":math:`\mathbb{E}[(x - \mu)^4] / \sigma^4` over all values: 3 for a normal distribution, large with outliers.
 
-    Chapter: none (the trade-offs chapter is to come)
+    Chapter: quantization/activations
     """
     centred = x.double() - x.double().mean()
     return float(centred.pow(4).mean() / centred.square().mean().square())

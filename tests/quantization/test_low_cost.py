@@ -13,9 +13,9 @@ from reference.models.families import block_linears
 from reference.quantization import formats
 from reference.quantization.grid import QuantizationSpec
 from reference.quantization.low_cost import LowRankLinear, NF4Linear, ScalesLinear, add_low_rank, train_scales
+from reference.quantization.preparation import convert
 from reference.quantization.recovery import objective, parameter_groups
 from reference.quantization.round_to_nearest import quantize_layer
-from reference.quantization.trained import convert
 
 IDS = torch.arange(64).view(2, 32) * 7 % 96
 SPEC = QuantizationSpec(2, group_size=16)

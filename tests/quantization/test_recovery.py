@@ -7,8 +7,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from reference.quantization.grid import QuantizationSpec
 from reference.quantization.low_cost import add_low_rank
+from reference.quantization.preparation import prepare
 from reference.quantization.recovery import objective, parameter_groups
-from reference.quantization.trained import prepare
 from reference.workflow import quantize
 
 IDS = torch.arange(64).view(2, 32) * 7 % 96

@@ -12,17 +12,10 @@ from reference.layers import Int8Linear, QuantizedLinear
 from reference.models.families import block_linears
 from reference.quantization.activations import ActivationSpec
 from reference.quantization.grid import QuantizationSpec
+from reference.quantization.preparation import convert, first_grid, prepare, solved
 from reference.quantization.recovery import objective, parameter_groups
 from reference.quantization.round_to_nearest import quantize_layer
-from reference.quantization.trained import (
-    TrainedLinear,
-    convert,
-    first_grid,
-    into_cells,
-    prepare,
-    round_together,
-    solved,
-)
+from reference.quantization.trained import TrainedLinear, into_cells, round_together
 from reference.tensors import QuantizedTensor
 
 IDS = torch.arange(64).view(2, 32) * 7 % 96
