@@ -42,13 +42,9 @@ def compiled(capabilities: list[int]) -> list[dict]:
     named += [(variant.name, variant) for variant in steps.faults()]
     rows = []
     for capability in capabilities:
-        for name, variant in named:
-            built = ahead_of_time.compile_kernel(
-                variant.kernel, variant.types, variant.constants, set(variant.aligned), capability,
-                num_warps=variant.warps, num_stages=variant.stages,
-            )  # fmt: skip
-            found = ahead_of_time.describe(built, variant)
-            rows.append({"step": name, "capability": capability} | {key: found[key] for key in KEPT})
+        found = ahead_of_time.compile_variants([variant for _, variant in named], capability)
+        for (name, _), row in zip(named, found, strict=True):
+            rows.append({"step": name, "capability": capability} | {key: row[key] for key in KEPT})
     return rows
 
 

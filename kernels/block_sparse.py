@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_shape, check_size, check_tensors
-from ._partial_sums import splits_by_bytes, with_splits
+from ._splits import PROGRAMS, splits_for, with_splits
 from ._triton import INTERPRETED, jit, round_to, tl, triton
 
 SIZES = (32, 64, 128)
@@ -132,8 +132,8 @@ def block_sparse(
     if y.numel() == 0:
         return y
     plan = plan or plan_for(rows, size)
-    programs = (len(crow) - 1) * triton.cdiv(rows, plan.rows)
-    splits = splits_by_bytes(programs, rows, outputs, x.shape[1] // size, 2 * blocks.numel())
+    bits = 16 * blocks.numel() / (outputs * x.shape[1])
+    splits = splits_for(rows, outputs, x.shape[1], (plan.rows, size, size), bits, PROGRAMS)
     with torch.cuda.device_of(x):
         with_splits(lambda out: _launch(x, blocks, crow, column, order, out, plan, splits), y, splits)
     return y

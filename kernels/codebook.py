@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from ._checks import FLOATS, check_shape, check_size, check_tensors
-from ._partial_sums import splits_by_bytes, with_splits
+from ._splits import PROGRAMS, splits_for, with_splits
 from ._triton import INTERPRETED, jit, round_to, tl, triton
 
 
@@ -47,8 +47,12 @@ class Tile(NamedTuple):
     stages: int
 
 
-ONE_ROW = Tile(rows=1, outputs=16, columns=256, warps=4, stages=6)
-FEW = Tile(rows=16, outputs=64, columns=128, warps=4, stages=3)
+#: One row of a 16-bit dtype with 4 or 8 bits, and few rows: the fastest at 4 and 5 bits on an H200.
+ONE_ROW = Tile(rows=1, outputs=16, columns=512, warps=2, stages=4)
+#: One row otherwise, where `ONE_ROW` would spill registers or is slower: at 5 bits 28 µs and not the 32 µs of
+#: ``book/data/kernels.json``, which was recorded with `ONE_ROW`.
+ONE_ROW_SMALL = Tile(rows=1, outputs=8, columns=512, warps=4, stages=4)
+FEW = Tile(rows=16, outputs=64, columns=128, warps=4, stages=4)
 MANY = Tile(rows=128, outputs=128, columns=64, warps=8, stages=3)
 FLOAT32 = Tile(rows=16, outputs=64, columns=64, warps=4, stages=2)  # supported, not tuned
 
@@ -164,8 +168,9 @@ def plan_for(rows: int, columns: int, dtype: torch.dtype, bits: int) -> Tile:
     Chapter: none (the kernels chapter is to come)
     """
     if rows == 1:  # of a short row no more than it has
-        wide = ONE_ROW.columns if bits >= 4 else max(512, ONE_ROW.columns)  # so that a thread's share is 16 bytes
-        return ONE_ROW._replace(columns=min(wide, max(64, triton.next_power_of_2(columns))))
+        plan = ONE_ROW if bits in (4, 8) and dtype != torch.float32 else ONE_ROW_SMALL
+        outputs = plan.outputs if bits >= 4 else 16  # so that a thread's share is 16 bytes
+        return plan._replace(outputs=outputs, columns=min(plan.columns, max(64, triton.next_power_of_2(columns))))
     return FLOAT32 if dtype == torch.float32 else FEW if rows <= FEW.rows else MANY
 
 
@@ -215,9 +220,7 @@ def codebook(x: Tensor, packed: Tensor, table: Tensor, *, plan: Tile | None = No
         if plan.rows == 1:
             _launch_one_row(x, packed, table, y, plan)
             return y
-        programs = triton.cdiv(outputs, plan.outputs) * triton.cdiv(rows, plan.rows)
-        blocks = triton.cdiv(columns, plan.columns)
-        splits = splits_by_bytes(programs, rows, outputs, blocks, outputs * columns * bits // 8)
+        splits = splits_for(rows, outputs, columns, plan[:3], bits, PROGRAMS)
         with_splits(lambda out: _launch_tile(x, packed, table, out, plan, splits), y, splits)
     return y
 

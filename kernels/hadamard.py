@@ -138,7 +138,7 @@ def plan_for(n: int, dtype: torch.dtype) -> Plan:
 
 
 def hadamard(x: Tensor, factor: Tensor | None = None, *, plan: Plan | None = None) -> Tensor:
-    r"""Rows of x rotated: :math:`Y = X\,(F \otimes H) / \sqrt n` along the last axis of n numbers.
+    r"""Rows of x rotated: :math:`Y = X\,(F^\top \otimes H) / \sqrt n` along the last axis of n numbers.
 
     ============  ==============  ================================================================
     argument      shape           dtype and layout
@@ -149,8 +149,7 @@ def hadamard(x: Tensor, factor: Tensor | None = None, *, plan: Plan | None = Non
     ============  ==============  ================================================================
 
     H is Sylvester's matrix, `scipy.linalg.hadamard`, of size n / m, a power of two from 1 to 2^17. It is symmetric and
-    its own inverse, so ``hadamard(hadamard(x))`` is x again, rounded. With a factor, multiply by its transpose to
-    go back.
+    its own inverse, so ``hadamard(hadamard(x))`` is x again, rounded. With a factor, give its transpose to go back.
 
     The relative error (norms) is that of rounding the result once; of float32, below 2e-6. A row with an Inf or a
     NaN becomes NaN.

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_shape, check_size, check_tensors
-from ._partial_sums import splits_by_bytes, with_splits
+from ._splits import PROGRAMS, splits_for, with_splits
 from ._triton import INTERPRETED, jit, round_to, tl, triton
 
 COLUMNS = 16  # columns whose positions fill an int16; K is a multiple of it
@@ -49,7 +49,7 @@ class Tile(NamedTuple):
     stages: int
 
 
-ONE_ROW = Tile(rows=1, outputs=8, columns=1024, warps=4, stages=3)
+ONE_ROW = Tile(rows=1, outputs=4, columns=512, warps=1, stages=4)
 FEW = Tile(rows=16, outputs=64, columns=128, warps=4, stages=4)
 MANY = Tile(rows=128, outputs=128, columns=64, warps=8, stages=3)
 
@@ -199,9 +199,7 @@ def sparse_24(x: Tensor, values: Tensor, positions: Tensor, *, plan: Tile | None
         if plan.rows == 1:
             _launch_one_row(x, values, positions, y, plan)
             return y
-        programs = triton.cdiv(outputs, plan.outputs) * triton.cdiv(rows, plan.rows)
-        blocks = triton.cdiv(columns, plan.columns)
-        splits = splits_by_bytes(programs, rows, outputs, blocks, outputs * columns * 9 // 8)
+        splits = splits_for(rows, outputs, columns, plan[:3], 9, PROGRAMS)
         with_splits(lambda out: _launch_tile(x, values, positions, out, plan, splits), y, splits)
     return y
 

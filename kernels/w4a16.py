@@ -93,10 +93,22 @@ class OneRow(NamedTuple):
 
 Plan = Few | OneRow | Tile
 
-#: The kernels' settings by rows of x and outputs, each up to the number given; replaced by what a card measures best.
+#: The kernels' settings by rows of x and outputs, each up to the number given: the fastest on an H200, with 4 bits in
+#: groups of 128 (`benchmarks/tune_kernels.py`).
 FEW_ROWS: list[tuple[int, int, Plan]] = [
+    (1, 6144, OneRow(outputs=8, runs=1, warps=2, stages=3)),
+    (1, 2**31, Few(rows=8, outputs=32, blocks=4, warps=4, stages=3)),
+    (4, 6144, Few(rows=8, outputs=32, blocks=8, warps=8, stages=3, early=True)),
+    (4, 8192, Few(rows=8, outputs=64, blocks=4, warps=4, stages=3)),
+    (8, 6144, Few(rows=8, outputs=16, blocks=4, warps=4, stages=3)),
     (8, 2**31, Few(rows=8, outputs=32, blocks=4, warps=4, stages=3)),
+    (16, 6144, Few(rows=16, outputs=16, blocks=4, warps=4, stages=3)),
     (16, 2**31, Few(rows=16, outputs=32, blocks=4, warps=4, stages=3)),
+    (32, 6144, Few(rows=16, outputs=32, blocks=4, warps=4, stages=3)),
+    (32, 8192, Few(rows=32, outputs=32, blocks=4, warps=4, stages=2, early=True)),
+    (32, 2**31, Tile(rows=32, outputs=64, columns=128, warps=4, stages=4, splits=4)),
+    (64, 8192, Tile(rows=64, outputs=64, columns=64, warps=4, stages=4, splits=4)),
+    (64, 2**31, Tile(rows=64, outputs=64, columns=128, warps=4, stages=3, splits=2)),
 ]
 PADDED = Tile(rows=16, outputs=128, columns=128, warps=4, stages=4)
 SOME = Tile(rows=64, outputs=128, columns=64, warps=4, stages=3)
@@ -269,11 +281,12 @@ def _launch_few(x: Tensor, weight: Weight, y: Tensor, group_size: int, bits: int
     units = packed if bits == 4 else packed.view(torch.int16)
     grid = (triton.cdiv(outputs, plan.outputs), triton.cdiv(rows, plan.rows))
     even = outputs % plan.outputs == 0 and columns % (BLOCK * plan.blocks) == 0
+    early = plan.early and (INTERPRETED.value or torch.cuda.get_device_capability(x.device) >= (9, 0))
     few_rows[grid](
         x, units, scale, zero_point, y, rows, outputs, columns, columns // 8, scale.shape[1], x.stride(0),
         BITS=bits, G=group_size, ROWS=plan.rows, OUTPUTS=plan.outputs, COLUMNS=BLOCK, BLOCKS=plan.blocks,
-        STAGES=plan.stages, ONE=rows == 1, EVEN=even, EARLY=plan.early, num_warps=plan.warps,
-        **({"launch_pdl": True} if plan.early else {}),
+        STAGES=plan.stages, ONE=rows == 1, EVEN=even, EARLY=early, num_warps=plan.warps,
+        **({"launch_pdl": True} if early else {}),
     )  # fmt: skip
 
 

@@ -26,14 +26,13 @@ from ._checks import FLOATS, check_shape, check_tensors
 from ._scaled import Slim, Square, scaled_product, supports_descriptors
 
 FLOAT32 = (torch.float32,)
-#: Settings by rows of x and outputs, each up to the number given; replaced by what a card measures best.
+#: Settings by rows of x and outputs, each up to the number given: the fastest on an H200 (`benchmarks/tune_kernels.py`).
 PLANS: list[tuple[int, int, Slim | Square]] = [
-    (8, 8192, Slim(rows=8, outputs=16, columns=256, blocks=8, warps=8, stages=3)),
-    (8, 2**31, Slim(rows=8, outputs=32, columns=256, blocks=4, warps=4, stages=3)),
+    (8, 2**31, Slim(rows=8, outputs=32, columns=128, blocks=4, warps=4, stages=4)),
     (16, 2**31, Slim(rows=16, outputs=32, columns=256, blocks=4, warps=4, stages=3)),
-    (64, 2**31, Square(rows=64, outputs=64, columns=128, side=1, warps=4, stages=4)),
-    (256, 2**31, Square(rows=128, outputs=128, columns=128, side=8, warps=8, stages=4)),
-    (2**31, 2**31, Square(rows=128, outputs=256, columns=128, side=8, warps=8, stages=3, described=True)),
+    (64, 2**31, Square(rows=64, outputs=32, columns=256, side=1, warps=4, stages=4)),
+    (256, 2**31, Square(rows=128, outputs=128, columns=128, side=8, warps=8, stages=4, described=True)),
+    (2**31, 2**31, Square(rows=128, outputs=256, columns=128, side=8, warps=8, stages=4, described=True)),
 ]
 
 

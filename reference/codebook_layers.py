@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from reference.coding.planes import pack_planes
 from reference.coding.weight_sharing import CodebookTensor
-from reference.int8 import kernels_serve
+from reference.kernel_choice import kernels_serve
 
 
 class SharedWeight(nn.Module):

@@ -1,12 +1,12 @@
 """Layers that multiply integers: int8 activations × int8 weights, summed exactly in int32."""
 
 import functools
-import importlib.util
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from reference.kernel_choice import kernels_serve
 from reference.quantization.activations import ActivationSpec, quantize_activations
 from reference.quantization.grid import QuantizationSpec
 from reference.quantization.hadamard import transform
@@ -17,21 +17,6 @@ from reference.tensors import QuantizedTensor
 MOST_INPUTS = (2**31 - 1) // 128**2
 #: Columns whose sum of products float32 holds exactly: 2²⁴ / 128².
 _EXACT_IN_FLOAT = 1024
-#: Types of device whose tensors go to the Triton kernels. Tests add "cpu", which interprets them.
-KERNEL_DEVICES = {"cuda"}
-
-
-def kernels_serve(x: Tensor) -> bool:
-    """Whether the Triton kernels multiply ``x``: it is 16- or 32-bit floats on a GPU that they compile for.
-
-    Chapter: none (plumbing: chooses a path)
-    """
-    return (
-        x.device.type in KERNEL_DEVICES
-        and x.dtype in (torch.float16, torch.bfloat16, torch.float32)
-        and importlib.util.find_spec("triton") is not None
-        and (not x.is_cuda or torch.cuda.get_device_capability(x.device) >= (8, 0))
-    )
 
 
 def integer_product(x: Tensor, weight: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from reference.codebook_layers import CodebookLinear
-from reference.int8 import Int8Linear, kernels_serve
+from reference.int8 import Int8Linear
+from reference.kernel_choice import kernels_serve
 from reference.quantization.grid import QuantizationSpec
 from reference.sparse_layers import SparseLinear
 from reference.tensors import QuantizedTensor
@@ -116,7 +117,7 @@ class QuantizedLinear(nn.Module):
 
     def multiplies_packed(self, rows: int) -> bool:
         """Whether ``rows`` rows without a gradient are multiplied by the weight as packed, where it now lies."""
-        if self._fits_kernel() and kernels_serve(self.packed):
+        if self._fits_kernel() and kernels_serve(self.scale):
             return True
         return (
             self.packed.device.type == "cpu" and 0 < rows <= FEW_ROWS and bool(self._int4_group()) and not self._exact

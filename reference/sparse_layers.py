@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from reference.int8 import kernels_serve
+from reference.kernel_choice import kernels_serve
 from reference.sparse_tensors import SparseTensor, expand
 
 

@@ -16,8 +16,12 @@ import math
 import torch
 from torch import Tensor
 
+from reference.kernel_choice import kernels_serve
+
 #: Orders of the cores that are tried, smallest first: 2^k times one of them is what can be made.
 CORES = (1, 12, 20, 28, 36, 44, 60, 76, 108, 140, 164)
+#: The kernel's rows hold at most 2^17 numbers for each of the core's.
+LARGEST_POWER = 17
 
 
 def _core_and_power(n: int) -> tuple[int, int]:
@@ -60,6 +64,9 @@ def _is_prime(n: int) -> bool:
 def transform(x: Tensor) -> Tensor:
     """``x H`` along the last axis, ``H`` normalised to be orthogonal.
 
+    On a CUDA device and where no gradient is asked for, the Triton kernel ``reference.kernels.hadamard`` does it in one
+    pass over ``x``; it agrees to the rounding of the result's type.
+
     Args:
         x: ``[..., n]``, floating point. bfloat16 and float16 are computed in float32.
 
@@ -75,6 +82,10 @@ def transform(x: Tensor) -> Tensor:
     """
     n = x.shape[-1]
     core, power = _core_and_power(n)
+    if kernels_serve(x) and power <= LARGEST_POWER and not (x.requires_grad and torch.is_grad_enabled()):
+        from reference.kernels.hadamard import hadamard
+
+        return hadamard(x, _core(core).T.contiguous().to(x.device, torch.float32) if core > 1 else None)
     y = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32).reshape(-1, core, 2**power)
     if core > 1:
         y = torch.einsum("rck,cd->rdk", y, _core(core).to(y))

@@ -8,13 +8,16 @@ compiled): prints one JSON line for each variant of `variants_*.py` and each cap
 
 from __future__ import annotations
 
+import bisect
 import importlib
+import itertools
 import json
 import re
+import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +30,58 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?([^;]+);")
 
 
-def compile_kernel(kernel, types: dict[str, str], constants: dict[str, Any], aligned: set[str], capability: int, **how):
-    """``aligned``: pointers and sizes that are multiples of 16, as Triton finds by itself at a launch."""
-    signature = {p.name: "constexpr" if p.name in constants else types[p.name] for p in kernel.params}
+def source_of(variant: Variant) -> ASTSource:
+    kernel, constants = variant.kernel, variant.constants
+    signature = {p.name: "constexpr" if p.name in constants else variant.types[p.name] for p in kernel.params}
     attributes = {
-        (i,): [["tt.divisibility", 16]] for i, name in enumerate(signature) if name in aligned - set(constants)
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(signature)
+        if name in variant.aligned and name not in constants
     }
-    source = ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=how)
+    return ASTSource(kernel, signature, constants, attributes)
 
 
-def machine_code(compiled) -> tuple[dict[str, int], list[tuple[int, str]]]:
-    """Resources as ptxas reports them, and the instructions with their addresses."""
+def compile_kernel(variant: Variant, capability: int):
+    options = {"num_warps": variant.warps, "num_stages": variant.stages}
+    return triton.compile(source_of(variant), target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """REG and STACK as ptxas reports them."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
+        file.write(cubin)
         file.flush()
-        command = [TOOLS / "cuobjdump", "-res-usage", "-sass", file.name]
+        command = [TOOLS / "cuobjdump", "-res-usage", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    usage = {name: int(value) for name, value in re.findall(r"(REG|STACK):(\d+)", text)}
-    return usage, [(int(address, 16), code.strip()) for address, code in INSTRUCTION.findall(text)]
+    return {name: int(value) for name, value in re.findall(r"(REG|STACK):(\d+)", text)}
+
+
+def instructions(cubins: list[bytes], capability: int) -> list[list[tuple[int, str]]]:
+    """Instructions of each kernel with their addresses.
+
+    The disassembler takes half a second to start and no time to work, so it is given the code of all kernels in a row.
+    """
+    codes = [kernel_code(cubin) for cubin in cubins]
+    with tempfile.NamedTemporaryFile(suffix=".bin") as file:
+        file.write(b"".join(codes))
+        file.flush()
+        command = [TOOLS / "nvdisasm", "-hex", "-b", f"SM{capability}{'a' if capability >= 90 else ''}", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    ends = [*itertools.accumulate(map(len, codes))]
+    found: list[list[tuple[int, str]]] = [[] for _ in codes]
+    for address, code in INSTRUCTION.findall(text):
+        found[bisect.bisect_right(ends, int(address, 16))].append((int(address, 16), code.strip()))
+    return found
+
+
+def kernel_code(cubin: bytes) -> bytes:
+    """The one section of an ELF file whose name starts with .text."""
+    (table,) = struct.unpack_from("<Q", cubin, 40)
+    size, count, of_names = struct.unpack_from("<HHH", cubin, 58)
+    sections = [struct.unpack_from("<IIQQQQ", cubin, table + i * size) for i in range(count)]
+    names = sections[of_names][4]
+    (code,) = (cubin[s[4] : s[4] + s[5]] for s in sections if cubin.startswith(b".text.", names + s[0]))
+    return code
 
 
 def longest_loop(code: list[tuple[int, str]]) -> list[str]:
@@ -58,8 +94,8 @@ def longest_loop(code: list[tuple[int, str]]) -> list[str]:
     return max(loops, key=len)
 
 
-def describe(compiled, variant: Variant) -> dict[str, Any]:
-    usage, code = machine_code(compiled)
+def describe(compiled, variant: Variant, code: list[tuple[int, str]]) -> dict[str, Any]:
+    usage = resources(compiled.asm["cubin"])
     loop = longest_loop(code) or [text for _, text in code]
     loads = [text.split()[0] for text in loop if re.match(r"LDG(STS)?\b", text)]
     lanes = 32 * variant.warps
@@ -82,13 +118,18 @@ def variants() -> Iterator[Variant]:
         yield from importlib.import_module(file.stem).variants()
 
 
+def compile_variants(chosen: Iterable[Variant], capability: int) -> list[dict[str, Any]]:
+    """A row for each: what its machine code shows."""
+    built = [(variant, compile_kernel(variant, capability)) for variant in chosen]
+    codes = instructions([compiled.asm["cubin"] for _, compiled in built], capability)
+    return [
+        {"name": variant.name, "capability": capability, "expected": variant.matrix.get(capability)}
+        | describe(compiled, variant, code)
+        for (variant, compiled), code in zip(built, codes, strict=True)
+    ]
+
+
 if __name__ == "__main__":
-    for variant in variants():
-        for capability in map(int, sys.argv[1:]):
-            if capability in variant.capabilities:
-                compiled = compile_kernel(
-                    variant.kernel, variant.types, variant.constants, set(variant.aligned), capability,
-                    num_warps=variant.warps, num_stages=variant.stages,
-                )  # fmt: skip
-                row = {"name": variant.name, "capability": capability, "expected": variant.matrix.get(capability)}
-                print(json.dumps(row | describe(compiled, variant)), flush=True)
+    for number in map(int, sys.argv[1:]):
+        for row in compile_variants((v for v in variants() if number in v.capabilities), number):
+            print(json.dumps(row))

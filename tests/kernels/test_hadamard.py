@@ -11,6 +11,7 @@ from torch import Tensor
 
 triton = pytest.importorskip("triton", reason="the kernels run with Triton, which is not installed")
 
+from reference import kernel_choice  # noqa: E402
 from reference.kernels import _triton  # noqa: E402
 from reference.kernels import hadamard as module  # noqa: E402
 from reference.kernels.hadamard import hadamard  # noqa: E402
@@ -105,6 +106,25 @@ def test_extreme_values(dtype) -> None:
     y = hadamard(x)
     assert not y[0].isfinite().any()
     assert torch.equal(y[1], hadamard(x[1:])[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("n", [1, 64, 28, 12 * 64])
+def test_rotations_go_through_the_kernel_where_it_serves(n, dtype, generator, monkeypatch) -> None:
+    x = torch.randn((2, 3, n), generator=generator).to(dtype)
+    expected = x.double() @ rotations.matrix(n)
+    calls = []
+    monkeypatch.setattr(module, "hadamard", lambda *given: calls.append(1) or hadamard(*given))
+    assert_close(rotations.transform(x), expected)
+    assert not calls
+    monkeypatch.setattr(kernel_choice, "KERNEL_DEVICES", {"cpu"})
+    assert_close(rotations.transform(x), expected)
+    assert len(calls) == 1
+    rotations.transform(x.double())  # the kernel has no float64
+    with_gradient = x.float().requires_grad_()
+    rotations.transform(with_gradient).sum().backward()
+    assert len(calls) == 1
+    assert with_gradient.grad is not None
 
 
 def test_no_rows() -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 pytest.importorskip("triton", reason="the kernels run with Triton, which is not installed")
 
-import reference.int8
+import reference.kernel_choice
 from reference.kernels import _triton
 from reference.layers import Int8Linear, QuantizedLinear
 from reference.quantization.activations import ActivationSpec
@@ -30,7 +30,7 @@ def generator() -> torch.Generator:
 
 @pytest.fixture
 def by_kernels(monkeypatch) -> None:
-    monkeypatch.setattr(reference.int8, "KERNEL_DEVICES", {"cpu"})
+    monkeypatch.setattr(reference.kernel_choice, "KERNEL_DEVICES", {"cpu"})
 
 
 def linear(outputs: int, inputs: int, generator: torch.Generator) -> nn.Linear:
@@ -57,6 +57,7 @@ def test_quantized_linear_equals_dequantize_and_multiply(
         float_layer.weight.detach(), QuantizationSpec(bits, symmetric=symmetric, group_size=group_size)
     )
     layer = QuantizedLinear.from_linear(float_layer, weight)
+    assert layer.multiplies_packed(10**6)
     x = torch.randn((*rows, 256), generator=generator).to(torch.bfloat16)
     monkeypatch.setattr(type(weight), "dequantize", None)  # the kernel has no need of it
     with torch.no_grad():
@@ -105,7 +106,7 @@ def test_int8_linear_equals_its_cpu_path(granularity, bits, restricted, group_si
     )
     x = torch.randn((3, 5, 120), generator=generator)
     on_cpu = layer(x)
-    monkeypatch.setattr(reference.int8, "KERNEL_DEVICES", {"cpu"})
+    monkeypatch.setattr(reference.kernel_choice, "KERNEL_DEVICES", {"cpu"})
     y = layer(x)
     # The sums are exact on both ways; scales and bias meet them in the same order.
     assert (y - on_cpu).abs().max() <= 4 * torch.finfo(torch.float32).eps * on_cpu.abs().max()
@@ -118,5 +119,5 @@ def test_int8_linear_with_a_channel_scale_and_one_weight_scale(generator, monkey
     layer = Int8Linear(weight, channel_scale=torch.rand(64, generator=generator) + 0.5)
     x = torch.randn((7, 64), generator=generator).to(torch.bfloat16)
     on_cpu = layer(x)
-    monkeypatch.setattr(reference.int8, "KERNEL_DEVICES", {"cpu"})
+    monkeypatch.setattr(reference.kernel_choice, "KERNEL_DEVICES", {"cpu"})
     assert relative(layer(x), on_cpu) <= 2**-8

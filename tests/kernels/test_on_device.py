@@ -15,16 +15,22 @@ pytest.importorskip("triton", reason="the kernels run with Triton, which is not 
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
 
+from reference.coding.planes import pack_planes
+from reference.coding.resident import ResidentTensor
 from reference.kernels import _triton
+from reference.kernels.block_sparse import block_sparse
+from reference.kernels.codebook import codebook
 from reference.kernels.fp8 import LEAST_CAPABILITY, fp8
 from reference.kernels.quantize_activations import quantize_activations
+from reference.kernels.sparse_24 import sparse_24
 from reference.kernels.w4a16 import w4a16
 from reference.kernels.w8a8 import w8a8
 from reference.layers import Int8Linear, QuantizedLinear
-from reference.quantization import activations
+from reference.quantization import activations, hadamard
 from reference.quantization.activations import ActivationSpec
 from reference.quantization.grid import QuantizationSpec
 from reference.quantization.round_to_nearest import quantize_layer
+from reference.sparse_tensors import BlockSparseTensor, SparseTensor
 
 if _triton.INTERPRETED.value:
     pytest.skip("kernels are interpreted in this process: start it with TRITON_INTERPRET=0", allow_module_level=True)
@@ -93,6 +99,65 @@ def test_nan_of_e4m3_stays_in_its_row(generator) -> None:
         y = fp8(x.to(torch.float8_e4m3fn), w, *ones)
         assert y[2].isnan().all()
         assert y.isnan().any(1).sum() == 1
+
+
+def assert_repeats_and_is_close(call, expected: torch.Tensor) -> None:
+    first = call()
+    assert (first.double() - expected).norm() <= (2**-8 + 4e-6) * expected.norm()
+    for _ in range(3):
+        assert torch.equal(first, call())
+
+
+@pytest.mark.parametrize("rows", [1, 5, 200])
+@pytest.mark.parametrize("bits", [2, 5, 7, 8])
+def test_codebook_of_every_plane(bits, rows, generator) -> None:
+    codes = torch.randint(0, 2**bits, (100, 1000), generator=generator, dtype=torch.int32).to(DEVICE)
+    table = normal(2**bits, generator=generator).bfloat16().float()
+    x = normal(rows, 1000, generator=generator).bfloat16()
+    packed = pack_planes(codes, bits)
+    assert_repeats_and_is_close(lambda: codebook(x, packed, table), x.double() @ table.double()[codes.long()].T)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 200])
+@pytest.mark.parametrize("columns", [48, 4096])
+def test_two_of_four(columns, rows, generator) -> None:
+    dense = normal(100, columns, generator=generator).bfloat16()
+    order = dense.view(100, -1, 4).abs().argsort(-1)
+    dense = dense.view(100, -1, 4).scatter(-1, order[..., :2], 0).view(100, columns)
+    weight, x = SparseTensor.from_dense(dense), normal(rows, columns, generator=generator).bfloat16()
+    expected = x.double() @ dense.double().T
+    assert_repeats_and_is_close(lambda: sparse_24(x, weight.values, weight.positions), expected)
+
+
+@pytest.mark.parametrize("rows", [1, 200])
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_blocks(size, rows, generator) -> None:
+    kept = torch.rand((6, 8), generator=generator) < 0.4
+    kept[2] = False
+    dense = normal(6 * size, 8 * size, generator=generator)
+    dense = (dense * torch.kron(kept, torch.ones(size, size)).to(DEVICE)).bfloat16()
+    weight, x = BlockSparseTensor.from_dense(dense, size), normal(rows, 8 * size, generator=generator).bfloat16()
+    parts = (weight.blocks, weight.crow, weight.column, weight.order)
+    y = block_sparse(x, *parts)
+    assert not y[:, 2 * size : 3 * size].any()
+    assert_repeats_and_is_close(lambda: block_sparse(x, *parts), x.double() @ dense.double().T)
+
+
+def test_bits_come_back_from_huffmans_code(generator) -> None:
+    weight = normal(300, 77, generator=generator).bfloat16()
+    weight[0, :4] = torch.tensor([torch.nan, torch.inf, -0.0, 1e-40], device=DEVICE)
+    back = ResidentTensor.from_tensor(weight, DEVICE).decode()
+    assert torch.equal(back.view(torch.int16), weight.view(torch.int16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("n", [8, 128, 12 * 64, 1024, 4096, 2**15])
+def test_rotations_by_the_kernel_equal_the_cpus(n, dtype, generator) -> None:
+    x = torch.randn((9, n), generator=generator).to(dtype)
+    expected = hadamard.transform(x.double())
+    y = hadamard.transform(x.to(DEVICE)).cpu()
+    half_a_unit = {torch.float32: 2e-6, torch.float16: 2**-11, torch.bfloat16: 2**-8}[dtype]
+    assert (y.double() - expected).norm() <= (half_a_unit + 2**-16) * expected.norm()
 
 
 @pytest.mark.parametrize("bits", [2, 4])

@@ -8,7 +8,7 @@ from torch import nn
 
 pytest.importorskip("triton", reason="the kernels run with Triton, which is not installed")
 
-import reference.int8
+import reference.kernel_choice
 from reference import codebook_layers, sparse_layers
 from reference.coding.weight_sharing import share
 from reference.kernels import _triton
@@ -21,7 +21,7 @@ if not _triton.INTERPRETED.value:
 
 @pytest.fixture
 def by_kernels(monkeypatch) -> None:
-    monkeypatch.setattr(reference.int8, "KERNEL_DEVICES", {"cpu"})
+    monkeypatch.setattr(reference.kernel_choice, "KERNEL_DEVICES", {"cpu"})
 
 
 def linear(outputs: int, inputs: int, generator: torch.Generator) -> nn.Linear:
@@ -94,7 +94,7 @@ def test_sparse_linear_equals_to_dense_and_multiply(rows, way, generator, monkey
     assert torch.equal(layer.tensor.to_dense(), dense)
     x = torch.randn((*rows, 96), generator=generator).bfloat16()
     if way == "kernel":
-        monkeypatch.setattr(reference.int8, "KERNEL_DEVICES", {"cpu"})
+        monkeypatch.setattr(reference.kernel_choice, "KERNEL_DEVICES", {"cpu"})
         monkeypatch.setattr(sparse_layers, "expand", None)
     with torch.no_grad():
         y = layer(x)

@@ -20,41 +20,40 @@ SIZES = dict.fromkeys(("M", "N", "K", "WORDS", "UNITS", "GROUPS", "STRIDE", "BLO
 
 
 def of_w4a16() -> Iterator[Variant]:
-    plans = [
-        *((most_rows, 128, BF16, True, 4, few) for most_rows, _, few in w4a16.FEW_ROWS),
-        *((1, 128, BF16, zeros, bits, w4a16.FEW_ROWS[0][2]) for zeros, bits in ((False, 4), (True, 2))),
-        (1, COLUMNS, FP16, True, 4, w4a16.FEW_ROWS[0][2]),
-    ]
-    for rows, group, dtype, zeros, bits, few in plans:
-        yield few_rows(rows, group, dtype, zeros, bits, few)
+    tuned = {(most_rows == 1, plan) for most_rows, _, plan in w4a16.FEW_ROWS}
+    tuned |= {(one, plan._replace(early=False)) for one, plan in tuned if isinstance(plan, w4a16.Few)}  # before 9.0
+    for one, plan in sorted(tuned, key=str):
+        yield of_plan(1 if one else plan[0], 128, BF16, True, 4, plan)
     for rows, dtype, group, zeros, bits in [
+        *((1, BF16, 128, False, 4), (1, BF16, 128, True, 2), (1, FP16, COLUMNS, True, 4)),
         *((1, BF16, 64, True, 4), (1, FP32, 128, False, 4)),
         *((16, BF16, 64, True, 4), (16, BF16, 32, True, 4), (16, FP32, 128, True, 4)),
-        *(
-            (64, BF16, 128, True, 4),
-            (512, BF16, 128, True, 4),
-            (512, FP16, COLUMNS, True, 4),
-            (512, BF16, 128, True, 2),
-        ),
+        *((64, BF16, 64, True, 4), (512, BF16, 128, True, 4), (512, FP16, COLUMNS, True, 4), (512, BF16, 128, True, 2)),
     ]:
-        plan = w4a16.plan_for(rows, 4096, COLUMNS, group, dtype, bits)
-        types = SIZES | {"packed": "*i32", "scale": "*bf16", "zero_point": "*u8"}
-        types |= {"x": POINTERS[dtype], "y": POINTERS[dtype]}
-        constants: dict[str, Any] = {"G": group} | ({} if zeros else {"zero_point": None})
-        if isinstance(plan, w4a16.OneRow):
-            kernel = _one_row.one_row
-            constants |= {"OUTPUTS": plan.outputs, "RUNS": plan.runs, "STAGES": plan.stages, "EVEN": True}
-            weights, limit, matrix = plan.outputs * plan.runs * w4a16.RUN, 4.7, {80: "", 90: ""}
-        else:
-            kernel = w4a16._tile
-            constants |= {"ROWS": plan.rows, "OUTPUTS": plan.outputs, "COLUMNS": plan.columns, "BITS": bits}
-            weights, limit, matrix = plan.outputs * plan.columns, 0.0, {} if dtype == FP32 else WIDE
-        aligned = {"x", "packed", "scale", "zero_point", "y", "N", "K", "WORDS", "STRIDE"}
-        yield Variant(
-            f"w4a16 {describe(plan)} {POINTERS[dtype][1:]} {bits} bits group {group}{'' if zeros else ' symmetric'}",
-            kernel, types, constants, frozenset(aligned), plan.warps, plan.stages,
-            weights=weights, most_instructions=limit, stream=weights * bits // 8, matrix=matrix,
-        )  # fmt: skip
+        plan = w4a16.plan_for(rows, COLUMNS, COLUMNS, group, dtype, bits)
+        yield of_plan(rows, group, dtype, zeros, bits, plan)
+
+
+def of_plan(rows: int, group: int, dtype: torch.dtype, zeros: bool, bits: int, plan: w4a16.Plan) -> Variant:
+    if isinstance(plan, w4a16.Few):
+        return few_rows(rows, group, dtype, zeros, bits, plan)
+    types = SIZES | {"packed": "*i32", "scale": "*bf16", "zero_point": "*u8"}
+    types |= {"x": POINTERS[dtype], "y": POINTERS[dtype]}
+    constants: dict[str, Any] = {"G": group} | ({} if zeros else {"zero_point": None})
+    if isinstance(plan, w4a16.OneRow):
+        kernel = _one_row.one_row
+        constants |= {"OUTPUTS": plan.outputs, "RUNS": plan.runs, "STAGES": plan.stages, "EVEN": True}
+        weights, limit, matrix = plan.outputs * plan.runs * w4a16.RUN, 4.7, {80: "", 90: ""}
+    else:
+        kernel = w4a16._tile
+        constants |= {"ROWS": plan.rows, "OUTPUTS": plan.outputs, "COLUMNS": plan.columns, "BITS": bits}
+        weights, limit, matrix = plan.outputs * plan.columns, 0.0, {} if dtype == FP32 else WIDE
+    aligned = {"x", "packed", "scale", "zero_point", "y", "N", "K", "WORDS", "STRIDE"}
+    return Variant(
+        f"w4a16 {describe(plan)} {POINTERS[dtype][1:]} {bits} bits group {group}{'' if zeros else ' symmetric'}",
+        kernel, types, constants, frozenset(aligned), plan.warps, plan.stages,
+        weights=weights, most_instructions=limit, stream=weights * bits // 8, matrix=matrix,
+    )  # fmt: skip
 
 
 def few_rows(rows: int, group: int, dtype: torch.dtype, zeros: bool, bits: int, few: w4a16.Few) -> Variant:
@@ -70,7 +69,8 @@ def few_rows(rows: int, group: int, dtype: torch.dtype, zeros: bool, bits: int, 
         _few_rows.few_rows, types | {"x": POINTERS[dtype], "y": POINTERS[dtype]},
         constants | ({} if zeros else {"zero_point": None}),
         frozenset({"x", "units", "scale", "zero_point", "y", "N", "K", "UNITS", "STRIDE"}), few.warps, few.stages,
-        weights=weights, most_instructions=4.0 if rows <= 8 else 5.0, stream=weights * bits // 8, matrix=MMA,
+        weights=weights, most_instructions=4.0 if few.rows <= 8 else 5.0, stream=weights * bits // 8, matrix=MMA,
+        capabilities=(90,) if few.early else (80, 90),
     )  # fmt: skip
 
 
