@@ -33,7 +33,7 @@ def splits_for(
     and as long as the fp32 partial sums (8 bytes written and read, per row, output and split) stay below a quarter of
     the weight's bytes: ``bits`` for each of its numbers.
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
     tiles = triton.cdiv(outputs, tile[1]) * triton.cdiv(rows, tile[0])
     affordable = int(columns * bits) // (256 * rows)

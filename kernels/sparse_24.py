@@ -39,7 +39,7 @@ FLOATS = (torch.float16, torch.bfloat16)
 class Tile(NamedTuple):
     """Block sizes: rows of x, rows of W, columns; and how the compiler spreads them. One row: `_one_row`.
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
 
     rows: int
@@ -148,7 +148,7 @@ def _tile(
 def plan_for(rows: int) -> Tile:
     """The tile for ``rows`` rows of x.
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
     return ONE_ROW if rows == 1 else FEW if rows <= FEW.rows else MANY
 
@@ -187,7 +187,7 @@ def sparse_24(x: Tensor, values: Tensor, positions: Tensor, *, plan: Tile | None
 
     No gradient flows through it.
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
     _check(x, values, positions)
     (rows, columns), outputs = x.shape, values.shape[0]
