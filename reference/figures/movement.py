@@ -61,7 +61,7 @@ def by_density(
         for k in kept:
             axes.plot((k, k), (min(values[k]), max(values[k])), color=f"C{number}", linewidth=1.6)
     axes.annotate("dense", (places[0], dense), xytext=(0, 3), textcoords="offset points", fontsize=9)
-    ticks = [tick for tick in (100, 70, 50, 30, 20, 15, 10, 7, 5, 3, 2) if places[-1] / 1.1 <= tick <= 1.1 * places[0]]
+    ticks = [tick for tick in (70, 50, 30, 15, 10, 5, 3, 1, 0.5) if places[-1] / 1.1 <= tick <= 1.1 * places[0]]
     axes.set(xscale="log", xlim=(1.2 * places[0], places[-1] / 1.2), xlabel="weights kept, %", ylabel="accuracy, %")
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.xaxis.set_minor_formatter(NullFormatter())

@@ -49,27 +49,25 @@ def first_steps(curves: Mapping[str, Sequence[float]]) -> Axes:
     _, axes = plt.subplots(figsize=(5.2, 3.2))
     for (label, values), marker in zip(curves.items(), MARKERS, strict=False):
         axes.plot(range(len(values)), values, marker, linestyle="-", linewidth=1.1, markersize=4, label=label)
-    axes.set(yscale="log", xlabel="step", ylabel="divergence from the float model, nats")
+    axes.set(yscale="log", xlabel="step", ylabel="divergence from float, nats")
     axes.legend(fontsize=9.5)
     return axes
 
 
-def by_bits(groups: Sequence[str], bars: Mapping[str, Sequence[float]], level: float) -> Axes:
-    """Bits per byte, a group of bars a grid; dashed: the float model.
+def by_bits(groups: Sequence[str], points: Mapping[str, Sequence[float]], level: float) -> Axes:
+    """Bits per byte, a group of points a grid; dashed: the float model.
 
     Args:
         groups: names under the groups.
-        bars: label → a height for each group.
+        points: label → a height for each group.
         level: of the float model.
     """
     _, axes = plt.subplots(figsize=(5.6, 3.6))
-    width = 0.8 / len(bars)
-    for number, (label, heights) in enumerate(bars.items()):
-        places = [index + width * (number - (len(bars) - 1) / 2) for index in range(len(groups))]
-        axes.bar(places, heights, width * 0.92, label=label)
+    for (label, heights), marker in zip(points.items(), MARKERS, strict=False):
+        axes.plot(range(len(groups)), heights, marker, linestyle="none", markersize=8, label=label)
     axes.axhline(level, color="black", linestyle="--", linewidth=1, label="float")
     axes.set_xticks(range(len(groups)), groups)
-    axes.set(ylabel="bits per byte", ylim=(0.9 * level, None))
+    axes.set(ylabel="bits per byte")
     axes.legend(fontsize=9.5)
     return axes
 
