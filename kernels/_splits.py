@@ -28,10 +28,8 @@ def splits_for(
 ) -> int:
     """Into how many programs the sum over K of each tile (of rows, outputs, columns) is split.
 
-    As many as give ``programs`` (256: nearly `PROGRAMS`, and a power of two as tiles are), no more than there are blocks of
-    columns,
-    and as long as the fp32 partial sums (8 bytes written and read, per row, output and split) stay below a quarter of
-    the weight's bytes: ``bits`` for each of its numbers.
+    As many as give ``programs``, no more than there are blocks of columns, and as long as the fp32 partial sums (8 bytes
+    written and read, per row, output and split) stay below a quarter of the weight's bytes: ``bits`` for each number.
 
     Chapter: advanced/kernels
     """

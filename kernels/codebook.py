@@ -24,28 +24,13 @@ feeds tensor cores.
 # mypy: allow-untyped-defs
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from ._checks import FLOATS, check_shape, check_size, check_tensors
 from ._splits import PROGRAMS, splits_for, with_splits
+from ._tile import Tile
 from ._triton import INTERPRETED, jit, round_to, tl, triton
-
-
-class Tile(NamedTuple):
-    """Block sizes: rows of x, rows of W, columns; and how the compiler spreads them. One row: `_one_row`.
-
-    Chapter: advanced/kernels
-    """
-
-    rows: int
-    outputs: int
-    columns: int
-    warps: int
-    stages: int
-
 
 #: One row of a 16-bit dtype with 4 or 8 bits, and few rows: the fastest at 4 and 5 bits on an H200.
 ONE_ROW = Tile(rows=1, outputs=16, columns=512, warps=2, stages=4)

@@ -22,31 +22,16 @@ which works from capability 8.0 on.
 # mypy: allow-untyped-defs
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from ._checks import check_capability, check_shape, check_tensors
 from ._splits import add_splits, splits_for
+from ._tile import Tile
 from ._triton import INTERPRETED, jit, round_to, tl, triton
 
 LEAST_CAPABILITY = (8, 0)
 BLOCK = 32  # weights that share a scale
-
-
-class Tile(NamedTuple):
-    """Block sizes of the kernel: rows of x, rows of W, columns; warps and stages.
-
-    Chapter: advanced/kernels
-    """
-
-    rows: int
-    outputs: int
-    columns: int
-    warps: int
-    stages: int
-
 
 FEW = Tile(rows=16, outputs=128, columns=128, warps=4, stages=4)
 SOME = Tile(rows=64, outputs=128, columns=64, warps=4, stages=3)

@@ -23,31 +23,16 @@ register pair, as the tensor cores want them.
 # mypy: allow-untyped-defs
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from ._checks import check_shape, check_size, check_tensors
 from ._splits import PROGRAMS, splits_for, with_splits
+from ._tile import Tile
 from ._triton import INTERPRETED, jit, round_to, tl, triton
 
 COLUMNS = 16  # columns whose positions fill an int16; K is a multiple of it
 FLOATS = (torch.float16, torch.bfloat16)
-
-
-class Tile(NamedTuple):
-    """Block sizes: rows of x, rows of W, columns; and how the compiler spreads them. One row: `_one_row`.
-
-    Chapter: advanced/kernels
-    """
-
-    rows: int
-    outputs: int
-    columns: int
-    warps: int
-    stages: int
-
 
 ONE_ROW = Tile(rows=1, outputs=4, columns=512, warps=1, stages=4)
 FEW = Tile(rows=16, outputs=64, columns=128, warps=4, stages=4)

@@ -37,7 +37,7 @@ from torch import Tensor
 from ._checks import FLOATS, check_shape, check_tensors
 from ._few_rows import few_rows
 from ._one_row import one_row
-from ._splits import add_splits, splits_for
+from ._splits import splits_for, with_splits
 from ._triton import INTERPRETED, jit, round_to, tl, triton
 
 NIBBLES = 8  # codes in a word
@@ -263,12 +263,7 @@ def w4a16(
             _launch_few(x, weight, y, group_size, bits, plan)
             return y
         splits = plan.splits or splits_for(rows, outputs, columns, plan[:3])
-        if splits == 1:
-            _launch_tile(x, weight, y, group_size, bits, plan, splits)
-            return y
-        partial = torch.empty((splits, rows, outputs), dtype=torch.float32, device=x.device)
-        _launch_tile(x, weight, partial, group_size, bits, plan, splits)
-        add_splits[(triton.cdiv(y.numel(), 1024),)](partial, y, splits, y.numel(), BLOCK=1024)
+        with_splits(lambda out: _launch_tile(x, weight, out, group_size, bits, plan, splits), y, splits)
     return y
 
 
