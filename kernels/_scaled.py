@@ -14,7 +14,7 @@ from ._triton import INTERPRETED, jit, round_to, tl, triton
 class Slim(NamedTuple):
     """For few rows: rows and outputs of a program, columns of a block, blocks a turn, warps, stages.
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
 
     rows: int
@@ -30,7 +30,7 @@ class Square(NamedTuple):
 
     ``described``: tiles are fetched by the copy engine, through tensor descriptors (capability 9.0).
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
 
     rows: int

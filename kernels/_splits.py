@@ -31,7 +31,7 @@ def splits_for(
     As many as give ``programs``, no more than there are blocks of columns, and as long as the fp32 partial sums (8 bytes
     written and read, per row, output and split) stay below a quarter of the weight's bytes: ``bits`` for each number.
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
     tiles = triton.cdiv(outputs, tile[1]) * triton.cdiv(rows, tile[0])
     affordable = int(columns * bits) // (256 * rows)

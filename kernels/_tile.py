@@ -8,7 +8,7 @@ from typing import NamedTuple
 class Tile(NamedTuple):
     """Block sizes of a program: rows of x, rows of W (outputs), columns; and how the compiler spreads them.
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
 
     rows: int

@@ -37,7 +37,7 @@ FLOATS = (torch.float16, torch.bfloat16)
 class Tile(NamedTuple):
     """Rows of x in a tile, and how the compiler spreads it. Its other sides are the block's.
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
 
     rows: int
@@ -123,7 +123,7 @@ def block_sparse(
 
     No gradient flows through it.
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
     _check(x, blocks, crow, column, order)
     rows, size = x.shape[0], blocks.shape[1]
@@ -142,7 +142,7 @@ def block_sparse(
 def plan_for(rows: int, size: int) -> Tile:
     """The tile for ``rows`` rows of x and blocks of ``size``.
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
     return (FEW if rows <= FEW[size].rows else MANY)[size]
 

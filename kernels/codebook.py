@@ -150,7 +150,7 @@ def _tile(
 def plan_for(rows: int, columns: int, dtype: torch.dtype, bits: int) -> Tile:
     """The tile for ``rows`` rows of x and codes of ``bits``.
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
     if rows == 1:  # of a short row no more than it has
         plan = ONE_ROW if bits in (4, 8) and dtype != torch.float32 else ONE_ROW_SMALL
@@ -193,7 +193,7 @@ def codebook(x: Tensor, packed: Tensor, table: Tensor, *, plan: Tile | None = No
     No gradient flows through it. Source: weights as indices into a short table are Han et al. 2016; planes for widths
     that divide no word are Guo et al. 2024 (FLUTE, arXiv 2407.10960), in another order.
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
     _check(x, packed, table)
     (rows, columns), outputs, bits = x.shape, len(packed), len(table).bit_length() - 1

@@ -77,7 +77,7 @@ def fp8(
 
     No gradient flows through it. Source: the format is Micikevicius et al. 2022 (arXiv 2209.05433), section 3.
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
     check_tensors(
         {

@@ -42,7 +42,7 @@ class Plan(NamedTuple):
 
     ``rows`` are those of a tile where one product does it; ``programs`` are for each multiprocessor.
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
 
     left: int
@@ -127,7 +127,7 @@ def _across(x, factor, y, STRIDE, MADE: tl.constexpr, PADDED: tl.constexpr, BLOC
 def plan_for(n: int, dtype: torch.dtype) -> Plan:
     """The plan for rows of ``n`` numbers, a power of two of at most ``LARGEST[dtype]``.
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
     exact = dtype != torch.float32
     if n <= SIDE:
@@ -170,7 +170,7 @@ def hadamard(x: Tensor, factor: Tensor | None = None, *, plan: Plan | None = Non
 
     No gradient flows through it.
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
     require_triton()
     _check(x, factor)

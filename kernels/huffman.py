@@ -42,7 +42,7 @@ LONGEST = 16  # bits of a code word: a larger table would leave the first-level 
 class Lanes(NamedTuple):
     """How chunks are spread: warps of 32 lanes in a program.
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
 
     warps: int
@@ -224,7 +224,7 @@ def huffman(
 
     Source: coded exponents beside raw signs and mantissas are Zhang et al. 2025 (DFloat11, arXiv 2504.11651).
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
     _check(words, starts, table, raw, symbols, chunk)
     dtype = torch.uint8 if raw is None else torch.bfloat16

@@ -117,7 +117,7 @@ def mxfp4(x: Tensor, packed: Tensor, scale: Tensor, *, plan: Tile | None = None)
 
     No gradient flows through it. Source: OCP Microscaling Formats (MX) Specification 1.0, sections 5.1 to 5.3.
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
     check_tensors(
         {"x": (x, (torch.bfloat16,), 2), "packed": (packed, (torch.uint8,), 2), "scale": (scale, (torch.uint8,), 2)}

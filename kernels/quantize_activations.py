@@ -110,7 +110,7 @@ def quantize_activations(
 
     Source: Xiao et al. 2023 (SmoothQuant), section 2; ``int-quantized`` of compressed-tensors.
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
     check_tensors({"x": (x, FLOATS, 2), "norm": (norm, FLOATS, 1)})
     rows, columns = x.shape

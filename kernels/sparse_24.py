@@ -133,7 +133,7 @@ def _tile(
 def plan_for(rows: int) -> Tile:
     """The tile for ``rows`` rows of x.
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
     return ONE_ROW if rows == 1 else FEW if rows <= FEW.rows else MANY
 
@@ -172,7 +172,7 @@ def sparse_24(x: Tensor, values: Tensor, positions: Tensor, *, plan: Tile | None
 
     No gradient flows through it.
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
     _check(x, values, positions)
     (rows, columns), outputs = x.shape, values.shape[0]

@@ -51,7 +51,7 @@ class Tile(NamedTuple):
 
     ``splits`` of the sum over K: 0 leaves them to ``splits_for``.
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
 
     rows: int
@@ -68,7 +68,7 @@ class Few(NamedTuple):
     ``early``: launched while the previous kernel still ends (programmatic dependent launch, capability 9.0), it
     fetches the first 2 KB of each row of the weight into the L2 cache meanwhile.
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
 
     rows: int
@@ -82,7 +82,7 @@ class Few(NamedTuple):
 class OneRow(NamedTuple):
     """How `one_row` works: outputs of a program, runs of 1024 columns a turn, warps, stages.
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
 
     outputs: int
@@ -181,7 +181,7 @@ def _tile(
 def plan_for(rows: int, outputs: int, columns: int, group_size: int, dtype: torch.dtype, bits: int = 4) -> Plan:
     """How to multiply ``rows`` rows of x: the kernel and its settings.
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
     fits = dtype != torch.float32 and columns >= BLOCK and (group_size % BLOCK == 0 or group_size == columns)
     if fits and torch.version.hip is None:  # the assembly is NVIDIA's
@@ -246,7 +246,7 @@ def w4a16(
     mantissa are FasterTransformer's (in PyTorch: ``cutlass_extensions/interleaved_numeric_conversion.h``); sums split
     over K for few rows are from Hoque et al. 2024 (arXiv 2402.00025).
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
     _check(x, packed, scale, zero_point, group_size, bits)
     (rows, columns), outputs = x.shape, packed.shape[0]

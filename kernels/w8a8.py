@@ -39,7 +39,7 @@ PLANS: list[tuple[int, int, Slim | Square]] = [
 def plan_for(rows: int, outputs: int, described: bool) -> Slim | Square:
     """The kernel and its settings for ``rows`` rows of x; ``described``: tensor descriptors may be used.
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
     plan = next(plan for most_rows, most_outputs, plan in PLANS if rows <= most_rows and outputs <= most_outputs)
     return plan._replace(described=plan.described and described) if isinstance(plan, Square) else plan
@@ -93,7 +93,7 @@ def w8a8(
 
     No gradient flows through it. Source: scales outside the sum are Xiao et al. 2023 (SmoothQuant), equation 3.
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
     integers, sums = (torch.int8,), (torch.int32,)
     check_tensors(

@@ -23,7 +23,7 @@ class SparseLinear(nn.Module):
 
     Shape: ``[…, in_features]`` → ``[…, out_features]``, in the type of the input.
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
 
     values: Tensor

@@ -18,7 +18,7 @@ def expand(values: Tensor, positions: Tensor) -> Tensor:
     Returns:
         ``[out, in]``, in the type of the values.
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
     rows, columns = values.shape[0], 2 * values.shape[1]
     dense = values.new_zeros(rows, columns // 4, 4)
@@ -42,7 +42,7 @@ class SparseTensor:
 
     Source: the pattern is that of NVIDIA's sparse tensor cores (Mishra et al. 2021); the layout is our own.
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
 
     values: Tensor
@@ -122,7 +122,7 @@ class BlockSparseTensor:
         order: int32 ``[out / size]``, block rows by falling number of blocks.
         columns: ``in``.
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
 
     blocks: Tensor

@@ -12,7 +12,7 @@ def plane_widths(bits: int) -> list[int]:
     Raises:
         ValueError: ``bits`` is not 1 to 8.
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
     if not 1 <= bits <= 8:
         raise ValueError(f"bits is {bits}; it may be 1 to 8")
@@ -36,7 +36,7 @@ def pack_planes(codes: Tensor, bits: int) -> Tensor:
     Raises:
         ValueError: ``bits`` is out of range, a value does not fit into it, or ``codes`` is not an integer matrix.
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
     widths = plane_widths(bits)
     if codes.ndim != 2 or codes.is_floating_point():
@@ -70,7 +70,7 @@ def unpack_planes(packed: Tensor, bits: int, n: int) -> Tensor:
     Raises:
         ValueError: ``bits`` is out of range, or the number of words does not fit ``n`` and ``bits``.
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
     widths, blocks = plane_widths(bits), -(-n // 32)
     if packed.shape[1] != bits * blocks:

@@ -30,7 +30,7 @@ def decode_table(stream: Stream) -> np.ndarray:
     Raises:
         ValueError: the stream is none of that, or holds fewer than two different symbols.
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
     longest = int(stream.lengths.max(initial=0))
     if stream.width != 1 or stream.group != 1 or longest > LONGEST:
@@ -60,7 +60,7 @@ class ResidentTensor:
         chunk: elements of a chunk, a multiple of 16.
         shape: of the tensor.
 
-    Chapter: none (the kernels chapter is to come)
+    Chapter: advanced/kernels
     """
 
     words: Tensor
