@@ -162,14 +162,14 @@ def plan_for(rows: int, columns: int, dtype: torch.dtype, bits: int) -> Tile:
 def codebook(x: Tensor, packed: Tensor, table: Tensor, *, plan: Tile | None = None) -> Tensor:
     r""":math:`Y = X W^\top` with ``W[n, k] = table[codes[n, k]]``, ``codes`` packed.
 
-    ================  ========================  ===========================================================
-    argument          shape                     dtype and layout
-    ================  ========================  ===========================================================
-    ``x``             ``[M, K]``                float16, bfloat16 or float32; stride 1 along K, any along M
+    ================  =========================  ===========================================================
+    argument          shape                      dtype and layout
+    ================  =========================  ===========================================================
+    ``x``             ``[M, K]``                 float16, bfloat16 or float32; stride 1 along K, any along M
     ``packed``        ``[N, b · ceil(K / 32)]``  int32, contiguous; codes of b bits in planes, see above
-    ``table``         ``[2^b]``                 float32, contiguous, b 2 to 8
-    returns           ``[M, N]``                as ``x``, contiguous
-    ================  ========================  ===========================================================
+    ``table``         ``[2^b]``                  float32, contiguous, b 2 to 8
+    returns           ``[M, N]``                 as ``x``, contiguous
+    ================  =========================  ===========================================================
 
     `reference.coding.planes.pack_planes` packs.
 

@@ -195,7 +195,7 @@ def huffman(
     ``starts``    ``[C + 1]``                   int32, contiguous; first word of each chunk, and the end
     ``table``     ``[2^L]``                     int16, contiguous; entry of the L bits that come next:
                                                 symbol + 256 · length of its code word
-    ``raw``       ``[16 · ceil(symbols / 16)]``  uint8, contiguous; sign and mantissa of each weight; or None
+    ``raw``       ``[16 · ceil(symbols/16)]``   uint8, contiguous; sign and mantissa of each weight; or None
     returns       ``[symbols]``                 uint8, or bfloat16 where ``raw`` is given
     and           ``[C]``                       bool: chunks whose bits do not end where the next begins
     ============  ============================  ==========================================================

@@ -90,14 +90,14 @@ def _mxfp4(
 def mxfp4(x: Tensor, packed: Tensor, scale: Tensor, *, plan: Tile | None = None) -> Tensor:
     r""":math:`Y = X W^\top` with ``W[n, k] = 2^(scale[n, k // 32] - 127) * E2M1(code[n, k])``.
 
-    ==========  ==============  ======================================================
-    argument    shape           dtype and layout
-    ==========  ==============  ======================================================
-    ``x``       ``[M, K]``      bfloat16; stride 1 along K, any along M
-    ``packed``  ``[N, K / 2]``  uint8, contiguous; two codes a byte, even column below
-    ``scale``   ``[N, K / 32]`` uint8 exponents, contiguous
-    returns     ``[M, N]``      bfloat16, contiguous
-    ==========  ==============  ======================================================
+    ==========  ===============  ======================================================
+    argument    shape            dtype and layout
+    ==========  ===============  ======================================================
+    ``x``       ``[M, K]``       bfloat16; stride 1 along K, any along M
+    ``packed``  ``[N, K / 2]``   uint8, contiguous; two codes a byte, even column below
+    ``scale``   ``[N, K / 32]``  uint8 exponents, contiguous
+    returns     ``[M, N]``       bfloat16, contiguous
+    ==========  ===============  ======================================================
 
     Sums are in fp32 and the same in every run; weights enter them exactly. A weight beyond bfloat16's largest number
     (an exponent above 252) becomes infinite.

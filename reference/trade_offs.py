@@ -96,13 +96,10 @@ def compress(model: PreTrainedModel, setting: Setting, method: str, calibration:
 class Row(NamedTuple):
     """What a model costs and keeps.
 
-    Attributes:
-        bits_per_byte: of each text, by name.
-        kl: divergence from the original's predictions, nats a token, of each text.
-        bytes_linear: of the blocks' linear layers on the disk, scales included.
-        bytes_total: of the checkpoint's files.
-        resident: bytes of the tensors in memory once the model has run on one row and on many: copies that a
-            layer makes for its operators are among them.
+    ``bits_per_byte`` of each text, by name. ``kl``: divergence from the original's predictions, nats a token, of each
+    text. ``bytes_linear``: of the blocks' linear layers on the disk, scales included; ``bytes_total``: of the
+    checkpoint's files. ``resident``: bytes of the tensors in memory once the model has run on one row and on many;
+    copies that a layer makes for its operators are among them.
 
     Chapter: quantization/trade_offs
     """

@@ -3,15 +3,15 @@ r"""Masks from scores: which weights stay, and what gradient goes back to the sc
 A mask is a step function of the scores, so its derivative is zero wherever it exists. The straight-through estimator
 replaces it by one: forward the step, backward the identity.
 
-    ================== ============================================ ==================
-    function           kept                                         gradient to scores
-    ================== ============================================ ==================
-    topk_mask          a fraction of one tensor, exactly            straight through
-    global_topk_masks  a fraction of several tensors together       straight through
+    ================== ============================================= ==================
+    function           kept                                          gradient to scores
+    ================== ============================================= ==================
+    topk_mask          a fraction of one tensor, exactly             straight through
+    global_topk_masks  a fraction of several tensors together        straight through
     threshold_mask     scores above a threshold, a floor in any case straight through
-    magnitude_mask     a fraction of one tensor, by absolute value  none
-    l0_mask            a soft gate, exactly 0 and 1 at its ends     true derivative
-    ================== ============================================ ==================
+    magnitude_mask     a fraction of one tensor, by absolute value   none
+    l0_mask            a soft gate, exactly 0 and 1 at its ends      true derivative
+    ================== ============================================= ==================
 
 Nothing here waits for the device: counts that depend on data stay tensors.
 """
