@@ -20,13 +20,16 @@ def texts(notebook: nbformat.NotebookNode) -> Iterator[tuple[str, str]]:
     for number, cell in enumerate(notebook.cells, 1):
         if "timing" in cell.metadata.get("tags", []):
             continue
+        streams: dict[str, str] = {}  # joined: where a stream is cut into outputs is a matter of time
         for output in cell.get("outputs", []):
             if output.output_type == "stream":
-                yield f"cell {number} {output.name}", output.text
+                streams[output.name] = streams.get(output.name, "") + output.text
             for kind, data in output.get("data", {}).items():
                 if not kind.startswith("image/"):
                     glued = output.metadata.get("scrapbook", {}).get("name", "")
                     yield f"cell {number} {kind} {glued}".rstrip(), data if isinstance(data, str) else repr(data)
+        for name, text in streams.items():
+            yield f"cell {number} {name}", text
 
 
 def differences(first: nbformat.NotebookNode, second: nbformat.NotebookNode) -> list[str]:
