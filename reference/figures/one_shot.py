@@ -1,6 +1,7 @@
 """Figures of the chapter ``pruning/one_shot``."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -103,7 +104,7 @@ def recovery(
         places.append(block)
     for method, marker in MARKERS.items():
         xs = [block + 0.2 * (list(MARKERS).index(method) - 1) for block in places]
-        style = {"marker": marker, "color": COLOURS[method], "linestyle": "none"}
+        style: dict[str, Any] = {"marker": marker, "color": COLOURS[method], "linestyle": "none"}
         axes.plot(xs, [m[method] for m in before.values()], markerfacecolor="white", label=LABELS[method], **style)
         means = [sum(m[method]) / len(m[method]) for m in after.values()]
         axes.plot(xs, means, label=f"{LABELS[method]}, retrained", **style)
