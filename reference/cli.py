@@ -253,8 +253,8 @@ def inspect(model: Model, as_json: Json = False) -> None:
 
     MODEL may also be a container that compress wrote: then where its bytes go, layer by layer.
 
-    Folders that quantize wrote also tell each layer's error: the norm of the change of its output on the
-    calibration text, or of its weight, relative to the norm of that.
+    Folders that quantize or prune wrote also tell each layer's error, and the part of its weights that was removed. The
+    error is the norm of the change of its output on the calibration text, or of its weight, relative to the norm of that.
 
     Example: python -m reference inspect small
 
@@ -285,7 +285,7 @@ def inspect(model: Model, as_json: Json = False) -> None:
         row["grid"] = None if spec is None else _describe(spec)
     for name, made in _report(folder).items():
         if name in layers:
-            layers[name] |= {"error": made["error"], "error_of": made["error_of"]}
+            layers[name] |= {key: made[key] for key in ("error", "error_of", "removed") if key in made}
     report = {"model": model, "architecture": config["model_type"], "bytes": sizes(folder), "layers": layers}
     if as_json:
         print(json.dumps(report, indent=2))
@@ -295,7 +295,8 @@ def inspect(model: Model, as_json: Json = False) -> None:
     table = Table("module", "grid", *(["error"] if known else []), Column("bytes", justify="right"))
     for name, row in layers.items():
         error = f"{row['error']:.3g} of {row['error_of']}" if "error" in row else ""
-        table.add_row(name, row["grid"] or "float", *([error] if known else []), f"{row['bytes']:,}")
+        removed = f", {row['removed']:.1%} removed" if "removed" in row else ""
+        table.add_row(name, (row["grid"] or "float") + removed, *([error] if known else []), f"{row['bytes']:,}")
     Console().print(table)
     show_bytes({model: report["bytes"]})
 

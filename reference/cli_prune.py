@@ -1,6 +1,7 @@
 """The command prune: one-shot pruning, with or without quantisation, of a folder into a folder."""
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -170,7 +171,11 @@ def prune(
         f"{len(removed)} layers, {min(removed):.1%} to {max(removed):.1%} of their weights removed; written to {output}"
     )
     if spec is None:
-        print(f"Zeros are stored like other weights. A smaller file: python -m reference compress {output} OUT.dcz")
+        part = math.floor(1000 * min(removed)) / 1000
+        print(
+            "Zeros are stored like other weights. A smaller file: "
+            f"python -m reference compress {output} OUT.dcz --sparsity {part:g}"
+        )
 
 
 def _pattern(text: str) -> tuple[int, int]:

@@ -131,8 +131,11 @@ def test_pattern_and_bits_leave_codes_of_zero(
     assert not any(found.values())
     for name, layer in layers:
         assert torch.equal(theirs.get_submodule(name).weight.float(), layer.tensor.dequantize().float())
+    rows = run("inspect", out, "--json").json["layers"]
+    assert all(rows[name]["removed"] == 0.5 for name, _ in layers)
     shown = run("inspect", out).out
     assert "4 bits" in shown
+    assert "removed" in shown
     assert "of output" in shown
 
 

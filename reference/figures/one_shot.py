@@ -33,7 +33,8 @@ def mask_and_repair(
     axes.set(yscale="log", xlabel="weights removed, %", ylabel="change of the outputs, relative")
     axes.set_yticks((0.03, 0.1, 0.3), ("0.03", "0.1", "0.3"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.legend(fontsize=9, ncols=2)
+    axes.set_ylim(bottom=0.35 * min(min(v) for v in repaired.values()))
+    axes.legend(fontsize=9, ncols=2, loc="lower right")
     return axes
 
 
