@@ -62,22 +62,23 @@ def loss_by_sparsity(removed: Sequence[float], curves: Mapping[str, Mapping[str,
 
 
 def equal_bytes(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], names: Mapping[str, list[str]]) -> Axes:
-    """Extra bits per byte against bits stored for each weight, a line a recipe, each point named.
+    """Extra bits per byte against bits stored for each weight: the first recipe as a line, the others as points, all named.
 
     Args:
         curves: recipe → (bits per weight, extra bits per byte).
         names: recipe → what stands beside each of its points.
     """
     _, axes = plt.subplots(figsize=(4.8, 3.9))
-    for (label, (bits, extra)), marker, colour in zip(
-        curves.items(), "osD", ("#D55E00", "#0072B2", "C3"), strict=False
-    ):
-        axes.plot(bits, extra, marker=marker, color=colour, linewidth=1.3, label=label)
+    for number, (label, (bits, extra)) in enumerate(curves.items()):
+        colour, style = (("#D55E00", "o-"), ("#0072B2", "s"), ("#009E73", "D"))[number]
+        axes.plot(bits, extra, style, color=colour, linewidth=1.3, label=label)
         for x, y, name in zip(bits, extra, names[label], strict=True):
-            axes.annotate(name, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8.5, color=colour)
+            place = (-5, -12) if number == 0 else (6, 4)
+            side = "right" if number == 0 else "left"
+            axes.annotate(name, (x, y), place, textcoords="offset points", fontsize=8.5, color=colour, ha=side)
     axes.set(yscale="log", xlabel="bits stored for a weight", ylabel="extra bits per byte")
     axes.set_yticks((0.01, 0.1, 1), ("0.01", "0.1", "1"))
-    axes.margins(x=0.12)
+    axes.margins(x=0.15, y=0.1)
     axes.legend(fontsize=9.5)
     return axes
 
@@ -92,7 +93,7 @@ def recovery(
         after: amount → method → one value a seed; the marker is the mean, the bar the range.
         trained: what the same training gives the whole model, a horizontal line.
     """
-    _, axes = plt.subplots(figsize=(4.8, 3.9))
+    figure, axes = plt.subplots(figsize=(4.8, 4.2))
     axes.axhline(trained, color="0.4", linestyle=":", label="whole, trained as long")
     places = []
     for block, (amount, methods) in enumerate(before.items()):
@@ -111,6 +112,8 @@ def recovery(
         axes.plot(xs, means, label=f"{LABELS[method]}, retrained", **style)
     axes.set_xticks(places, [f"{float(amount):.0%} removed".replace("%", " %") for amount in before])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set(ylabel="extra bits per byte", xlim=(-0.5, len(places) - 0.5))
-    axes.legend(fontsize=8.5, ncols=1, loc="upper left")
+    axes.set(yscale="log", ylabel="extra bits per byte", xlim=(-0.5, len(places) - 0.5))
+    axes.set_yticks((0.03, 0.1, 0.3, 1), ("0.03", "0.1", "0.3", "1"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=9)
     return axes
