@@ -1,4 +1,4 @@
-"""The command line: ``python -m reference {quantize,evaluate,compress,decompress,inspect} MODEL``."""
+"""The command line: ``python -m reference {quantize,evaluate,compress,decompress,inspect} MODEL``, ``… workflow``."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from reference import cli_compress
+from reference import cli_compress, cli_workflow
 from reference.quantization import CalibrationWarning
 from reference.terminal import ProgressBar
 
@@ -254,6 +254,7 @@ def evaluate(
 
 app.command()(cli_compress.compress)
 app.command()(cli_compress.decompress)
+app.add_typer(cli_workflow.app, name="workflow")
 
 
 @app.command()
