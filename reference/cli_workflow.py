@@ -148,9 +148,9 @@ def prune(
 ) -> None:
     """Cut MODEL down to a smaller dense model that keeps its quality, in four steps after a baseline.
 
-    1 GRADUAL: several rounds along a cubic schedule, most of it in the first; the model is trained after each. With a size
-    asked for (--max-bytes, --min-ratio, --sparsity) the rounds lead there. Without one they go on until a round loses too
-    much, and the answer is the last that did not.
+    1 GRADUAL: several rounds, and training after each. With a size asked for (--max-bytes, --min-ratio, --sparsity) they
+    lead there along a cubic schedule, most of it in the first. Without one they are of equal size and go on until one
+    loses too much, and the answer is the last that did not.
 
     2 STRUCTURED FIRST: whole neurons or attention heads go, in each round what costs least loss for each weight. The layers
     are really smaller: no library is needed to be faster.

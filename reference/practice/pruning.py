@@ -43,7 +43,8 @@ class Settings:
     """How a run prunes, and on which texts.
 
     Args:
-        rounds: cuts with training between them; the cubic schedule puts most of the removal into the first.
+        rounds: cuts with training between them. Towards a size the cubic schedule puts most of the removal into the first;
+            where none is asked for they are of equal size, since the first that loses too much ends them.
         most: share of the blocks' weights that the last round has removed where no size is asked for.
         multiple: the number of neurons that stays is a multiple of this.
         texts, calibration, tokens, window, sequences, seed: as :class:`reference.practice.quantization.Settings`.
@@ -215,7 +216,9 @@ class _Run:
         rows: list[Row] = []
         choices: list[Row] = []
         for number in range(1, settings.rounds + 1):
-            share = gradual(number, initial=0.0, final=final, begin_step=0, n_updates=settings.rounds)
+            share = final * number / settings.rounds
+            if goal is not None:
+                share = gradual(number, initial=0.0, final=final, begin_step=0, n_updates=settings.rounds)
 
             def take(number: int = number, share: float = share) -> tuple[dict[str, Tensor], Row]:
                 return {}, self.one_round(number, share, final)
