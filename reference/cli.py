@@ -1,4 +1,4 @@
-"""The command line: ``python -m reference {quantize,prune,evaluate,compress,decompress,inspect} MODEL``."""
+"""The command line: ``python -m reference {quantize,prune,evaluate,compress,decompress,inspect} MODEL``, ``… workflow``."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from reference import cli_compress, cli_prune
+from reference import cli_compress, cli_prune, cli_workflow
 from reference.cli_shared import (
     Json,
     Model,
@@ -245,6 +245,7 @@ def evaluate(
 app.command()(cli_prune.prune)
 app.command()(cli_compress.compress)
 app.command()(cli_compress.decompress)
+app.add_typer(cli_workflow.app, name="workflow")
 
 
 @app.command()

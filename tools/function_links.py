@@ -16,6 +16,7 @@ EXEMPT = (
     "reference.cli_compress",
     "reference.cli_prune",
     "reference.cli_shared",
+    "reference.cli_workflow",
     "reference.figures",
     "reference.__main__",
 )
