@@ -49,7 +49,7 @@ from reference.transforms.awq import scale_block
 from reference.transforms.smoothquant import smooth_block
 
 DOMAINS = ("code", "documentation")
-WINDOW, EVALUATED = 256, 6144  # tokens of a domain
+WINDOW, EVALUATED = 256, 3072  # tokens of a domain
 CALIBRATION = 16  # sequences of a domain
 W3 = QuantizationSpec(3, symmetric=True, group_size=128)
 W2 = QuantizationSpec(2, symmetric=True, group_size=64)
@@ -57,7 +57,7 @@ W8 = QuantizationSpec(8, symmetric=True)
 STATIC = ActivationSpec(granularity="static")
 SPARSITY = 0.6
 #: Steps: of the update; of training under quantisation, whole and short; of recovery under a mask, whole and short.
-UPDATE, TRAINING, SHORT, RECOVERY = 300, 100, 25, 60
+UPDATE, TRAINING, SHORT, RECOVERY = 300, 60, 15, 40
 
 
 # ---- what is measured

@@ -24,9 +24,9 @@ from reference.quantization.trained import TrainedLinear
 from reference.regularizers import hoyer_penalty, kurtosis, kurtosis_penalty
 from reference.training import random_windows, train
 
-WINDOW, BATCH, EVALUATED = 256, 8, 6144
+WINDOW, BATCH, EVALUATED = 256, 8, 3072
 #: Steps at the full rate, and steps in which the rate falls to zero.
-FIRST, LAST = 200, 100
+FIRST, LAST = 150, 75
 RATE, STEP_RATE = 2e-3, 1e-3
 #: Weights of the penalties in the loss.
 KURTOSIS, HOYER = 1.0, 5.0
@@ -87,7 +87,7 @@ def stage(model: nn.Module, kind: str, part: str, options: argparse.Namespace) -
     for row in train(model, loss_of_step, [optimizer], steps=steps, warmup=warmup, decay=decay):
         if masks is not None:
             masks()
-        if row["step"] % 64 == 0:
+        if row["step"] % 25 == 0:
             print(f"  {kind} {part} {row['step']} {row['loss']:.3f}", flush=True)
     return model.eval()
 

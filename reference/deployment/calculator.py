@@ -40,9 +40,10 @@ FILE = Path(__file__).with_name("losses.json")
 #: Tokens that a server computes at once when it reads a prompt; a longer one is read in pieces.
 CHUNK = 2048
 
-#: The shipped model and the models of the published measurements.
+#: The shipped model, the models of the published measurements, and one for a phone, from its published configuration.
 MODELS = {
     "tutorial": DecoderShape(6, 256, 768, 4, 2, 64, 4096, tied=True),
+    "Llama-3.2-1B": DecoderShape(16, 2048, 8192, 32, 8, 64, 128256, tied=True),
     "Llama-2-7B": LLAMA_2_7B,
     "Llama-3-8B": LLAMA_3_8B,
     "Llama-2-70B": LLAMA_2_70B,
@@ -121,6 +122,44 @@ def estimate(
         step_seconds(shape, scheme, device, context=context, **options),  # type: ignore[arg-type]
         batch,
     )
+
+
+def throughput(
+    shape: DecoderShape,
+    scheme: Scheme,
+    device: Device,
+    *,
+    batch: int,
+    prompt: int,
+    answer: int,
+    memory_efficiency: float = 1.0,
+    rate_efficiency: float = 1.0,
+) -> float:
+    """Tokens of answers per second, at most, when ``batch`` prompts are read and then answered in step.
+
+    A step's time grows linearly with the context, so the step at the mean context, ``prompt + answer / 2``, stands for all.
+
+    Args:
+        shape: the model.
+        scheme: of its blocks and its cache.
+        device: its ceilings.
+        batch: sequences.
+        prompt: tokens of each prompt.
+        answer: tokens of each answer.
+        memory_efficiency: as in :func:`reference.hardware.roofline.seconds`.
+        rate_efficiency: as there.
+
+    Raises:
+        ValueError: a number is below 1, or as :func:`reference.hardware.roofline.seconds`.
+
+    Chapter: deployment/trade_offs
+    """
+    if answer < 1:
+        raise ValueError(f"answer is {answer}; it may be 1 or more")
+    options = {"batch": batch, "memory_efficiency": memory_efficiency, "rate_efficiency": rate_efficiency}
+    reading = prefill_seconds(shape, scheme, device, prompt=prompt, **options)  # type: ignore[arg-type]
+    step = step_seconds(shape, scheme, device, context=prompt + answer // 2, **options)  # type: ignore[arg-type]
+    return batch * answer / (reading + answer * step)
 
 
 def needed(shape: DecoderShape, scheme: Scheme, *, batch: int, context: int) -> DecoderMemory:

@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import HTML
 from matplotlib.axes import Axes
+from matplotlib.ticker import ScalarFormatter
 
 from reference.deployment.calculator import CHUNK, MODELS, losses
 from reference.figures.widget import widget
@@ -73,8 +74,8 @@ def memory_by_scheme(memory: Mapping[str, Sequence[float]], capacity: float, *, 
         axes.bar(places, values, 0.6, bottom=below, label=part)
         below += values
     axes.axhline(capacity / 1e9, color="black", linewidth=1.2, linestyle="--", label="capacity")
-    axes.set(xticks=places, xticklabels=list(memory), ylabel="GB", ylim=(0, None))
-    axes.legend()
+    axes.set(xticks=places, xticklabels=list(memory), ylabel="GB", ylim=(0, 1.2 * max(capacity / 1e9, below.max())))
+    axes.legend(ncols=4, loc="upper right")
     return axes
 
 
@@ -88,7 +89,9 @@ def speed_by_batch(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], *
     axes = ax or plt.subplots()[1]
     for name, (batches, speed) in lines.items():
         axes.plot(batches, speed, "o-", label=name)
-    axes.set(xscale="log", yscale="log", xlabel="sequences at once", ylabel="tokens per second, at most")
+    axes.set(yscale="log", xlabel="sequences at once", ylabel="tokens per second, at most")
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.legend()
     return axes
