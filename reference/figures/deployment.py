@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import HTML
 from matplotlib.axes import Axes
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import StrMethodFormatter
 
 from reference.deployment.calculator import CHUNK, MODELS, losses
 from reference.figures.widget import widget
@@ -91,7 +91,7 @@ def speed_by_batch(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], *
         axes.plot(batches, speed, "o-", label=name)
     axes.set(yscale="log", xlabel="sequences at once", ylabel="tokens per second, at most")
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.legend()
     return axes
