@@ -50,7 +50,7 @@ from reference.transforms.smoothquant import smooth_block
 
 DOMAINS = ("code", "documentation")
 WINDOW, EVALUATED = 256, 3072  # tokens of a domain
-CALIBRATION = 16  # sequences of a domain
+CALIBRATION = 8  # sequences of a domain
 W3 = QuantizationSpec(3, symmetric=True, group_size=128)
 W2 = QuantizationSpec(2, symmetric=True, group_size=64)
 W8 = QuantizationSpec(8, symmetric=True)
@@ -119,12 +119,13 @@ def run(
     share: list[float],
     steps: int,
     after: Callable[[], object] = lambda: None,
+    batch: int = 4,
 ) -> nn.Module:
     """Train in place, in bfloat16 where autocast allows."""
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
 
     def loss_of_step(step: int) -> Tensor:
-        windows = random_windows(tokens, share, batch=8, length=WINDOW, seed=0, step=step)
+        windows = random_windows(tokens, share, batch=batch, length=WINDOW, seed=0, step=step)
         with torch.autocast("cpu", torch.bfloat16):
             return loss(windows)
 
@@ -142,8 +143,8 @@ def version_2(options: argparse.Namespace) -> nn.Module:
     path = options.work / "version_2.safetensors"
     model = tutorial.load()
     if not path.is_file():
-        run(model, objective(model, "cross_entropy"), trained_groups(model, 5e-4),
-            options.tokens[1:], [1.0], UPDATE)  # fmt: skip
+        loss = objective(model, "cross_entropy")
+        run(model, loss, trained_groups(model, 5e-4), options.tokens[1:], [1.0], UPDATE, batch=8)
         save_file({name: p.detach().contiguous() for name, p in model.named_parameters()}, path)
     model.load_state_dict(load_file(path), strict=False)
     return model.eval()
