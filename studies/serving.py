@@ -1,0 +1,145 @@
+"""Served float and quantised: time to the first token, between tokens, throughput and memory, on one core.
+
+    python studies/serving.py [--work DIR]     # about fifteen minutes on one core; resumes
+
+Two models: the shipped one, and a wide one of random weights, whose time is spent on weights and not on Python. Each
+checkpoint is served as transformers loads it; those marked packed with the loader of this package. Rounds go through all
+servers in turn. Writes ``book/data/serving.json``.
+"""
+
+import argparse
+import datetime
+import fcntl
+import json
+import os
+import platform
+import tempfile
+import time
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from reference import checkpoint, workflow
+from reference.data import text
+from reference.deployment import serving
+from reference.files import atomic_write
+from reference.models import tutorial
+from reference.quantization.activations import ActivationSpec
+from reference.quantization.grid import QuantizationSpec
+
+RESULT = Path(__file__).resolve().parents[1] / "book/data/serving.json"
+ROUNDS, PROMPT = 2, 48
+#: model → tokens of an answer, requests of one user, requests of four users.
+LOADS = {"shipped": (32, 12, 16), "wide": (16, 6, 8)}
+WIDE = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 12, "num_attention_heads": 16,
+        "num_key_value_heads": 16, "head_dim": 64}  # fmt: skip
+#: checkpoint → weights and activations; the second name says whether it is served packed.
+GRIDS = {
+    "float": None,
+    "W4A16": (QuantizationSpec(bits=4, group_size=128, symmetric=True), None),
+    "W8A8": (QuantizationSpec(bits=8, group_size=None, symmetric=True), ActivationSpec()),
+}
+SERVERS = (("float", False), ("W4A16", False), ("W4A16", True), ("W8A8", True))
+BATCHING = (("float", False), ("W4A16", True))
+
+
+def original(model: str) -> PreTrainedModel:
+    shipped = tutorial.load(dtype=torch.bfloat16)
+    if model == "shipped":
+        return shipped
+    torch.manual_seed(0)
+    wide = LlamaForCausalLM(LlamaConfig(**{**shipped.config.to_dict(), **WIDE})).to(torch.bfloat16).eval()
+    wide.generation_config = shipped.generation_config
+    return wide
+
+
+def export(work: Path, model: str, name: str) -> Path:
+    folder = work / f"{model}-{name}"
+    if not folder.exists():
+        network = original(model)
+        if GRIDS[name]:
+            weights, activations = GRIDS[name]
+            workflow.quantize(network, weights, activations=activations)
+        checkpoint.save(network, folder, tokenizer=tutorial.tokenizer())
+    return folder
+
+
+def prompts(count: int) -> list[str]:
+    tokenizer = tutorial.tokenizer()
+    ids = text.encode(text.read("code"), tokenizer)
+    return [tokenizer.decode(ids[PROMPT * i : PROMPT * (i + 1)]) for i in range(count)]
+
+
+def row(load: serving.Load) -> dict:
+    return {
+        "first": load.first, "between": load.between, "total": load.total, "tokens": load.tokens,
+        "tokens_per_second": load.tokens_per_second, "answers": len(load.answers), "failed": len(load.failed),
+    }  # fmt: skip
+
+
+def one(folder: Path, model: str, packed: bool, batching: bool, work: Path) -> dict:
+    tokens, alone, together = LOADS[model]
+    with serving.serve(folder, log=work / "server.log", packed=packed, batching=batching) as server:
+        serving.measure(server, prompts(2), tokens=tokens)  # unpacks or repacks the weights
+        loads = {"1": serving.measure(server, prompts(alone), tokens=tokens)}
+        loads["4"] = serving.measure(server, prompts(together), tokens=tokens, concurrency=4)
+        peak, now = server.memory() or (None, None)
+    return {"peak": peak, "resident": now, "loads": {users: row(load) for users, load in loads.items()}}
+
+
+@contextmanager
+def locked(file: str):
+    with open(file, "w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+    time.sleep(2)  # whoever waits gets a turn
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "serving_study")
+    parser.add_argument("--lock", help="file to lock while a server is measured")
+    options = parser.parse_args()
+    options.work.mkdir(exist_ok=True)
+    state = options.work / "rows.json"
+    rows = json.loads(state.read_text()) if state.is_file() else {}
+    sizes = {}
+    for turn in range(ROUNDS):
+        for model in LOADS:
+            for name, packed in SERVERS:
+                folder = export(options.work, model, name)
+                sizes.setdefault(model, {})[name] = (folder / "model.safetensors").stat().st_size
+                for batching in (False, True) if (name, packed) in BATCHING else (False,):
+                    key = f"{model}|{name}{' packed' if packed else ''}|{'batching' if batching else 'in turn'}|{turn}"
+                    if key in rows:
+                        continue
+                    with locked(options.lock) if options.lock else nullcontext():
+                        rows[key] = one(folder, model, packed, batching, options.work)
+                    atomic_write(state, json.dumps(rows).encode())
+                    print(key, rows[key], flush=True)
+    found: dict = {}
+    for key, value in rows.items():
+        model, name, mode, _ = key.split("|")
+        found.setdefault(model, {}).setdefault(name, {}).setdefault(mode, []).append(value)
+    record = {
+        "name": "serving",
+        "what": "transformers serve with float and quantised checkpoints: seconds, tokens per second, bytes, two rounds",
+        "values": {"servers": found, "disk": sizes, "prompt": PROMPT, "wide": WIDE,
+                   "tokens": {model: load[0] for model, load in LOADS.items()}},
+        "command": "python studies/serving.py",
+        "device": f"{platform.machine()}, {os.cpu_count()} cores shared with other jobs, one thread",
+        "date": datetime.date.today().isoformat(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__,
+                     "transformers": transformers.__version__},
+        "seed": 0,
+        "cheap": False,
+    }  # fmt: skip
+    atomic_write(RESULT, (json.dumps(record, indent=1) + "\n").encode())
+    print("wrote", RESULT)
+
+
+if __name__ == "__main__":
+    main()
