@@ -11,12 +11,13 @@ import torch
 from scipy.special import lambertw
 from torch import Tensor
 
-#: Requests before the first decision: the variance is estimated from them.
-FIRST = 20
+#: Requests before the first decision. The variance is estimated from them, and the normal limit must be near: with
+#: strongly skewed numbers, 20 gave 10 % of wrong verdicts where 5 % were asked for, 50 gave 5 %.
+FIRST = 50
 
 
 def confidence_sequence(
-    differences: Tensor, error_rate: float = 0.05, *, tuned_for: int = 100
+    differences: Tensor, error_rate: float = 0.05, *, tuned_for: int = 200
 ) -> tuple[Tensor, Tensor]:
     r"""Intervals for the mean of a stream that hold after every one of its numbers, all together.
 
@@ -75,7 +76,7 @@ class Decision(NamedTuple):
 
 
 def gate(
-    differences: Tensor, limit: float, *, error_rate: float = 0.05, first: int = FIRST, tuned_for: int = 100
+    differences: Tensor, limit: float, *, error_rate: float = 0.05, first: int = FIRST, tuned_for: int = 200
 ) -> Decision:
     """Decide as soon as the interval lies on one side of the limit.
 

@@ -102,7 +102,10 @@ def _alive(pid):
 
 def test_a_server_that_cannot_load_tells_why(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "no such type"}')
-    with pytest.raises(RuntimeError, match=r"(?s)code 1; .*instantiate a processor"), serving.serve(tmp_path, log=tmp_path / "log"):
+    with (
+        pytest.raises(RuntimeError, match=r"(?s)code 1; .*instantiate a processor"),
+        serving.serve(tmp_path, log=tmp_path / "log"),
+    ):
         pytest.fail("it must not get here")
 
 
