@@ -31,9 +31,9 @@ from reference.quantization.activations import ActivationSpec
 from reference.quantization.grid import QuantizationSpec
 
 RESULT = Path(__file__).resolve().parents[1] / "book/data/serving.json"
-ROUNDS, PROMPT = 2, 48
+ROUNDS, PROMPT, FEW = 1, 48, 2
 #: model → tokens of an answer, requests of one user, requests of four users.
-LOADS = {"shipped": (32, 12, 16), "wide": (16, 6, 8)}
+LOADS = {"wide": (16, 6, 8), "shipped": (32, 8, 12)}
 WIDE = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 12, "num_attention_heads": 16,
         "num_key_value_heads": 16, "head_dim": 64}  # fmt: skip
 #: checkpoint → weights and activations; the second name says whether it is served packed.
@@ -76,6 +76,7 @@ def prompts(count: int) -> list[str]:
 def row(load: serving.Load) -> dict:
     return {
         "first": load.first, "between": load.between, "total": load.total, "tokens": load.tokens,
+        "processor": load.processor,
         "tokens_per_second": load.tokens_per_second, "answers": len(load.answers), "failed": len(load.failed),
     }  # fmt: skip
 
@@ -84,7 +85,8 @@ def one(folder: Path, model: str, packed: bool, batching: bool, work: Path) -> d
     tokens, alone, together = LOADS[model]
     with serving.serve(folder, log=work / "server.log", packed=packed, batching=batching) as server:
         serving.measure(server, prompts(2), tokens=tokens)  # unpacks or repacks the weights
-        loads = {"1": serving.measure(server, prompts(alone), tokens=tokens)}
+        loads = {"first": serving.measure(server, prompts(alone), tokens=FEW)}
+        loads["1"] = serving.measure(server, prompts(alone), tokens=tokens)
         loads["4"] = serving.measure(server, prompts(together), tokens=tokens, concurrency=4)
         peak, now = server.memory() or (None, None)
     return {"peak": peak, "resident": now, "loads": {users: row(load) for users, load in loads.items()}}
@@ -108,11 +110,11 @@ def main() -> None:
     rows = json.loads(state.read_text()) if state.is_file() else {}
     sizes = {}
     for turn in range(ROUNDS):
-        for model in LOADS:
-            for name, packed in SERVERS:
-                folder = export(options.work, model, name)
-                sizes.setdefault(model, {})[name] = (folder / "model.safetensors").stat().st_size
-                for batching in (False, True) if (name, packed) in BATCHING else (False,):
+        for batching in (False, True):
+            for model in LOADS:
+                for name, packed in BATCHING if batching else SERVERS:
+                    folder = export(options.work, model, name)
+                    sizes.setdefault(model, {})[name] = (folder / "model.safetensors").stat().st_size
                     key = f"{model}|{name}{' packed' if packed else ''}|{'batching' if batching else 'in turn'}|{turn}"
                     if key in rows:
                         continue
@@ -126,8 +128,8 @@ def main() -> None:
         found.setdefault(model, {}).setdefault(name, {}).setdefault(mode, []).append(value)
     record = {
         "name": "serving",
-        "what": "transformers serve with float and quantised checkpoints: seconds, tokens per second, bytes, two rounds",
-        "values": {"servers": found, "disk": sizes, "prompt": PROMPT, "wide": WIDE,
+        "what": "transformers serve with float and quantised checkpoints: seconds, tokens per second, bytes",
+        "values": {"servers": found, "disk": sizes, "prompt": PROMPT, "few": FEW, "wide": WIDE,
                    "tokens": {model: load[0] for model, load in LOADS.items()}},
         "command": "python studies/serving.py",
         "device": f"{platform.machine()}, {os.cpu_count()} cores shared with other jobs, one thread",

@@ -49,6 +49,14 @@ class Server:
         peak, now = (int(fields[name].split()[0]) * 1024 for name in ("VmHWM", "VmRSS"))
         return peak, now
 
+    def processor_seconds(self) -> float:
+        """Seconds that processors have worked for the process: other jobs hardly change it. NaN where not on Linux."""
+        file = Path(f"/proc/{self.process.pid}/stat")
+        if not file.is_file():
+            return math.nan
+        fields = file.read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # user and system
+
 
 @contextmanager
 def serve(
@@ -169,7 +177,8 @@ class Load(NamedTuple):
     """What a server did under load.
 
     ``first`` to the first token of an answer, ``between`` tokens, ``total`` for the answer; ``answers`` that came,
-    ``failed`` with what was said, ``tokens`` in all answers, ``seconds`` from the first request to the last answer.
+    ``failed`` with what was said, ``tokens`` in all answers, ``seconds`` from the first request to the last answer,
+    ``processor`` seconds that the server worked meanwhile (NaN where the system does not tell).
 
     Chapter: deployment/production
     """
@@ -180,6 +189,7 @@ class Load(NamedTuple):
     first: Percentiles
     between: Percentiles
     total: Percentiles
+    processor: float = math.nan
 
     @property
     def tokens(self) -> int:
@@ -219,6 +229,7 @@ def measure(
         "address": server.address, "model": server.model, "prompts": list(prompts), "tokens": tokens,
         "concurrency": concurrency, "seconds": seconds,
     }  # fmt: skip
+    before = server.processor_seconds()
     outcome = subprocess.run(
         [sys.executable, "-m", "reference.deployment.load"],
         input=json.dumps(plan), capture_output=True, text=True, timeout=seconds + 2 * SILENCE,
@@ -226,7 +237,8 @@ def measure(
     if outcome.returncode:
         raise RuntimeError(f"the load generator ended with code {outcome.returncode}: {outcome.stderr[-2000:]}")
     found = json.loads(outcome.stdout)
-    return summarise([Answer(**answer) for answer in found["answers"]], found["seconds"])
+    load = summarise([Answer(**answer) for answer in found["answers"]], found["seconds"])
+    return load._replace(processor=server.processor_seconds() - before)
 
 
 def summarise(answers: Sequence[Answer], seconds: float) -> Load:

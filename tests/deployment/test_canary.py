@@ -34,7 +34,7 @@ def test_interval_equals_a_slow_second_implementation(alpha):
     low, high = confidence_sequence(values, alpha, tuned_for=40)
     assert (float(low[0]), float(high[0])) == (-math.inf, math.inf)
     expected = torch.tensor(slow(values.tolist(), alpha, 40), dtype=torch.float64)
-    assert torch.allclose(torch.stack((low, high), 1)[1:], expected, rtol=0, atol=2e-5)
+    assert torch.allclose(torch.stack((low, high), 1)[1:], expected, rtol=0, atol=2e-4)
 
 
 DRAWS = {
