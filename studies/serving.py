@@ -1,21 +1,18 @@
 """Served float and quantised: time to the first token, between tokens, throughput and memory, on one core.
 
-    python studies/serving.py [--work DIR]     # about fifteen minutes on one core; resumes
+    python studies/serving.py [--work DIR]     # about five minutes on one core; resumes
 
-Two models: the shipped one, and a wide one of random weights, whose time is spent on weights and not on Python. Each
-checkpoint is served as transformers loads it; those marked packed with the loader of this package. Rounds go through all
-servers in turn. Writes ``book/data/serving.json``.
+The model is wide and of random weights: its time is spent on weights, where that of the shipped model is spent on Python.
+Each checkpoint is served as transformers loads it; those marked packed with the loader of this package. The times of the
+processor are what to compare: other jobs on the machine hardly change them. Writes ``book/data/serving.json``.
 """
 
 import argparse
 import datetime
-import fcntl
 import json
 import os
 import platform
 import tempfile
-import time
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -31,9 +28,9 @@ from reference.quantization.activations import ActivationSpec
 from reference.quantization.grid import QuantizationSpec
 
 RESULT = Path(__file__).resolve().parents[1] / "book/data/serving.json"
-ROUNDS, PROMPT, FEW = 1, 48, 2
-#: model → tokens of an answer, requests of one user, requests of four users.
-LOADS = {"wide": (16, 6, 8), "shipped": (32, 8, 12)}
+PROMPT, FEW = 48, 2
+#: Tokens of an answer, requests of one user, requests of four users.
+TOKENS, ALONE, TOGETHER = 16, 6, 8
 WIDE = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 12, "num_attention_heads": 16,
         "num_key_value_heads": 16, "head_dim": 64}  # fmt: skip
 #: checkpoint → weights and activations; the second name says whether it is served packed.
@@ -46,20 +43,18 @@ SERVERS = (("float", False), ("W4A16", False), ("W4A16", True), ("W8A8", True))
 BATCHING = (("float", False), ("W4A16", True))
 
 
-def original(model: str) -> PreTrainedModel:
+def original() -> PreTrainedModel:
     shipped = tutorial.load(dtype=torch.bfloat16)
-    if model == "shipped":
-        return shipped
     torch.manual_seed(0)
     wide = LlamaForCausalLM(LlamaConfig(**{**shipped.config.to_dict(), **WIDE})).to(torch.bfloat16).eval()
     wide.generation_config = shipped.generation_config
     return wide
 
 
-def export(work: Path, model: str, name: str) -> Path:
-    folder = work / f"{model}-{name}"
+def export(work: Path, name: str) -> Path:
+    folder = work / f"wide-{name}"
     if not folder.exists():
-        network = original(model)
+        network = original()
         if GRIDS[name]:
             weights, activations = GRIDS[name]
             workflow.quantize(network, weights, activations=activations)
@@ -81,56 +76,38 @@ def row(load: serving.Load) -> dict:
     }  # fmt: skip
 
 
-def one(folder: Path, model: str, packed: bool, batching: bool, work: Path) -> dict:
-    tokens, alone, together = LOADS[model]
+def one(folder: Path, packed: bool, batching: bool, work: Path) -> dict:
     with serving.serve(folder, log=work / "server.log", packed=packed, batching=batching) as server:
-        serving.measure(server, prompts(2), tokens=tokens)  # unpacks or repacks the weights
-        loads = {"first": serving.measure(server, prompts(alone), tokens=FEW)}
-        loads["1"] = serving.measure(server, prompts(alone), tokens=tokens)
-        loads["4"] = serving.measure(server, prompts(together), tokens=tokens, concurrency=4)
+        serving.measure(server, prompts(2), tokens=TOKENS)  # unpacks or repacks the weights
+        loads = {"first": serving.measure(server, prompts(ALONE), tokens=FEW)}
+        loads["1"] = serving.measure(server, prompts(ALONE), tokens=TOKENS)
+        loads["4"] = serving.measure(server, prompts(TOGETHER), tokens=TOKENS, concurrency=4)
         peak, now = server.memory() or (None, None)
     return {"peak": peak, "resident": now, "loads": {users: row(load) for users, load in loads.items()}}
-
-
-@contextmanager
-def locked(file: str):
-    with open(file, "w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-    time.sleep(2)  # whoever waits gets a turn
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "serving_study")
-    parser.add_argument("--lock", help="file to lock while a server is measured")
-    options = parser.parse_args()
-    options.work.mkdir(exist_ok=True)
-    state = options.work / "rows.json"
-    rows = json.loads(state.read_text()) if state.is_file() else {}
+    work = parser.parse_args().work
+    work.mkdir(exist_ok=True)
+    state = work / "rows.json"
+    found = json.loads(state.read_text()) if state.is_file() else {}
     sizes = {}
-    for turn in range(ROUNDS):
-        for batching in (False, True):
-            for model in LOADS:
-                for name, packed in BATCHING if batching else SERVERS:
-                    folder = export(options.work, model, name)
-                    sizes.setdefault(model, {})[name] = (folder / "model.safetensors").stat().st_size
-                    key = f"{model}|{name}{' packed' if packed else ''}|{'batching' if batching else 'in turn'}|{turn}"
-                    if key in rows:
-                        continue
-                    with locked(options.lock) if options.lock else nullcontext():
-                        rows[key] = one(folder, model, packed, batching, options.work)
-                    atomic_write(state, json.dumps(rows).encode())
-                    print(key, rows[key], flush=True)
-    found: dict = {}
-    for key, value in rows.items():
-        model, name, mode, _ = key.split("|")
-        found.setdefault(model, {}).setdefault(name, {}).setdefault(mode, []).append(value)
+    for batching, servers in ((False, SERVERS), (True, BATCHING)):
+        for name, packed in servers:
+            folder = export(work, name)
+            sizes[name] = (folder / "model.safetensors").stat().st_size
+            modes = found.setdefault(f"{name}{' packed' if packed else ''}", {})
+            mode = "batching" if batching else "in turn"
+            if mode not in modes:
+                modes[mode] = one(folder, packed, batching, work)
+                atomic_write(state, json.dumps(found).encode())
+                print(name, packed, mode, modes[mode], flush=True)
     record = {
         "name": "serving",
         "what": "transformers serve with float and quantised checkpoints: seconds, tokens per second, bytes",
-        "values": {"servers": found, "disk": sizes, "prompt": PROMPT, "few": FEW, "wide": WIDE,
-                   "tokens": {model: load[0] for model, load in LOADS.items()}},
+        "values": {"servers": found, "disk": sizes, "prompt": PROMPT, "few": FEW, "tokens": TOKENS, "wide": WIDE},
         "command": "python studies/serving.py",
         "device": f"{platform.machine()}, {os.cpu_count()} cores shared with other jobs, one thread",
         "date": datetime.date.today().isoformat(),
