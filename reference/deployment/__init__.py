@@ -1,1 +1,1 @@
-"""Deployment: what it takes to run a compressed model, how it is served, and how it is rolled out."""
+"""From a compressed model to one that serves: what it needs, how fast it can be, and what it loses."""
