@@ -38,10 +38,10 @@ from reference.pruning import blocks, importance, structured
 from reference.training import random_windows, train
 
 DOMAINS, SHARE = ("code", "documentation"), [0.6, 0.4]
-CAPACITY, STEPS, STUDENT_STEPS, BATCH, LENGTH = 0.5, 80, 160, 8, 256
+CAPACITY, STEPS, STUDENT_STEPS, BATCH, LENGTH = 0.5, 60, 160, 8, 256
 RATE, ROUTER_RATE = 7e-4, 1e-2
-CURVE = (0.25, 0.35, 0.5, 0.75, 1.0)
-EVALUATED, CALIBRATED = 4096, 2048  # tokens of a domain
+CURVE = (0.25, 0.5, 0.75, 1.0)
+EVALUATED, CALIBRATED = 4096, 1024  # tokens of a domain
 REQUEST, PROMPT, REQUESTS = 192, 64, 200  # tokens of a request, of its beginning; requests of a part and domain
 
 
