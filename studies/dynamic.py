@@ -5,7 +5,7 @@
     python studies/dynamic_tokens.py --results /tmp/dynamic --payload /tmp/payload      # see there for the payload
     python studies/dynamic.py --results /tmp/dynamic
 
-Writes ``book/data/dynamic.json`` and ``reference/dynamic/trained.safetensors`` (exit heads and token routers).
+Writes ``book/data/dynamic.json`` and ``reference/dynamic/trained.safetensors`` (exit heads).
 """
 
 import argparse
@@ -41,9 +41,6 @@ def main() -> None:
     runs = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*_[0-9].json"))}
     student = runs.pop("student_0")
     trained = load_file(folder / "heads.safetensors")
-    for name, values in runs["routers_0"].pop("routers").items():  # model.layers.3.mlp.router.weight
-        block, kind = name.split(".")[2], name.split(".")[-1]
-        trained[f"routers.{block}.{kind}"] = torch.tensor(values).view(1, -1) if kind == "weight" else torch.tensor(values)
     save_file(trained, ROOT / "reference/dynamic/trained.safetensors")
     allocations = {
         key: value for key, value in bits.items() if key.startswith(("round_to_nearest", "gptq"))

@@ -29,9 +29,9 @@ from reference.quantization.grid import QuantizationSpec
 DOMAINS, WINDOW = ("code", "documentation"), 256
 SPEC = QuantizationSpec(4, symmetric=True, group_size=128)
 OPTIONS = (2, 3, 4, 6)
-BUDGETS = (2.125, 2.5, 3.125, 3.5, 4.125)
+BUDGETS, CONTROLS = (2.125, 2.5, 3.125, 3.5, 4.125), (2.5, 3.125)
 UNIFORM = (2, 3, 4)
-DRAWS, PAIRS, SENSED, EVALUATED = 16, 8, 256, 4096  # the last two: tokens of a domain
+DRAWS, PAIRS, SENSED, EVALUATED = 16, 8, 256, 2048  # the last two: tokens of a domain
 RULES = ("measured", "fisher", "hessian", "shuffled")
 
 
@@ -155,16 +155,16 @@ def main() -> None:
         keep("additivity", additivity(model, found["measured"]))
     assert tutorial.load().model.layers[0].mlp.up_proj.weight.equal(model.model.layers[0].mlp.up_proj.weight)
     held_out = HeldOut(tutorial.load())
-    jobs = [
-        (solver, f"uniform {bits}", dict.fromkeys(shapes, bits))
-        for solver in ("round_to_nearest", "gptq")
-        for bits in UNIFORM
-    ]
-    for solver, rules in (("round_to_nearest", RULES), ("gptq", ("measured",))):
-        jobs += [
-            (solver, f"{rule} {budget}", bits_within(found[rule], shapes, SPEC, budget * weights / 8))
-            for budget in BUDGETS for rule in rules
-        ]  # fmt: skip
+    plan = {  # rule → budgets, by solver
+        "round_to_nearest": {"measured": BUDGETS, **dict.fromkeys(RULES[1:], CONTROLS)},
+        "gptq": {"measured": (2.5, 3.125, 4.125)},
+    }
+    jobs = [(solver, f"uniform {bits}", dict.fromkeys(shapes, bits)) for solver in plan for bits in UNIFORM]
+    for solver, rules in plan.items():
+        for rule, budgets in rules.items():
+            for budget in budgets:
+                bits = bits_within(found[rule], shapes, SPEC, budget * weights / 8)
+                jobs.append((solver, f"{rule} {budget}", bits))
     for solver, name, bits in jobs:
         key = f"{solver} {name}"
         if key not in done and time.monotonic() < stop:

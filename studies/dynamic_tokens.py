@@ -7,9 +7,9 @@
 A run that has a result is skipped, so it goes on where it stopped; ``--only NAME`` does one. ``studies/dynamic.py``
 collects the results into ``book/data/dynamic.json``. The arms, each from the shipped model's weights, on the same text:
 
-    skip        routers pick half of the tokens in all blocks but the first; everything is trained
+    skip        fitted routers pick half of the tokens in all blocks but the first; the model is trained, they are not
     random      the same, but a coin picks
-    routers     only the routers are trained, the model stays as it is
+    routers     only the routers are trained, by gradient, the model stays as it is
     narrow      7 of 12 neurons of every block, chosen by Taylor scores: as many products as skip
     shallow     4 of 6 blocks: about as many products as skip
     dense       the whole model, trained as long
@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from reference.data import text
 from reference.distillation.student import from_layers
-from reference.dynamic.skipping import TokenSkippingMLP, set_thresholds, skip_tokens
+from reference.dynamic.skipping import TokenSkippingMLP, fit_routers, set_thresholds, skip_tokens
 from reference.evaluation import bits_per_byte, token_losses
 from reference.files import atomic_write
 from reference.models import tutorial
@@ -38,9 +38,9 @@ from reference.pruning import blocks, importance, structured
 from reference.training import random_windows, train
 
 DOMAINS, SHARE = ("code", "documentation"), [0.6, 0.4]
-CAPACITY, STEPS, STUDENT_STEPS, BATCH, LENGTH = 0.5, 60, 160, 8, 256
+CAPACITY, STEPS, STUDENT_STEPS, BATCH, LENGTH = 0.5, 40, 160, 8, 256
 RATE, ROUTER_RATE = 7e-4, 1e-2
-CURVE = (0.25, 0.5, 0.75, 1.0)
+CURVE = (0.5, 0.75, 1.0)
 EVALUATED, CALIBRATED = 4096, 1024  # tokens of a domain
 REQUEST, PROMPT, REQUESTS = 192, 64, 200  # tokens of a request, of its beginning; requests of a part and domain
 
@@ -56,8 +56,7 @@ class Run:
 
 
 RUNS = [Run("student", 0)]
-RUNS += [Run(arm, 0) for arm in ("skip", "routers", "random", "narrow", "shallow", "dense")]
-RUNS += [Run(arm, seed) for seed in (1, 2) for arm in ("skip", "narrow", "random", "shallow")]
+RUNS += [Run(arm, seed) for seed in (0, 1, 2) for arm in ("skip", "narrow", "random", "routers", "shallow", "dense")]
 
 
 class Coin(nn.Module):
@@ -91,7 +90,9 @@ def loss_of(model: nn.Module, ids: Tensor) -> Tensor:
 
 def make(run: Run) -> nn.Module:
     model = tutorial.load()
-    if run.arm in ("skip", "routers"):
+    if run.arm == "skip":
+        skip_tokens(model, CAPACITY, routers=fit_routers(model, calibration()))
+    elif run.arm == "routers":
         torch.manual_seed(run.seed)
         skip_tokens(model, CAPACITY)
         for layer in model.modules():
@@ -107,9 +108,9 @@ def make(run: Run) -> nn.Module:
         model = from_layers(model, [0, 1, 4, 5])
     elif run.arm == "student":
         model = from_layers(model, [0, 2, 5])
-    if run.arm == "routers":
+    if run.arm in ("skip", "routers"):  # one of the two is trained
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(".router." in name)
+            parameter.requires_grad_((".router." in name) is (run.arm == "routers"))
     return model
 
 
@@ -168,7 +169,7 @@ def execute(run: Run, options: argparse.Namespace) -> dict:
                np.array_split(curve, min(10, steps))]}  # fmt: skip
     model.eval()
     if run.arm in ("skip", "routers", "random"):
-        for capacity in CURVE if run.seed == 0 and run.arm != "random" else (CAPACITY,):
+        for capacity in CURVE if run.arm == "routers" else (CAPACITY,):
             picked = set_thresholds(model, calibration(), capacity)
             result.setdefault("curve", []).append(
                 {"capacity": capacity, "bits_per_byte": measure(model), "products": products(model),
@@ -176,11 +177,6 @@ def execute(run: Run, options: argparse.Namespace) -> dict:
             )  # fmt: skip
     else:
         result |= {"bits_per_byte": measure(model), "products": products(model)}
-    if run.arm == "routers" and run.seed == 0:
-        result["routers"] = {
-            name: [float(f"{value:.4g}") for value in parameter.flatten().tolist()]
-            for name, parameter in model.named_parameters() if ".router." in name
-        }  # fmt: skip
     if run.arm == "student":
         save_file(
             {k: v for k, v in model.state_dict().items() if "lm_head" not in k}, options.results / "student.safetensors"
@@ -208,7 +204,7 @@ def main() -> None:
             continue
         result = execute(run, options)
         atomic_write(path, json.dumps(result).encode())
-        print(run.name, {k: v for k, v in result.items() if k not in ("routers", "requests")}, flush=True)
+        print(run.name, {k: v for k, v in result.items() if k != "requests"}, flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ no holes, and a token is picked by its own score against a fixed threshold, not 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,7 +102,7 @@ def cut_at(score: Tensor, capacity: float) -> Tensor:
 
 
 def skip_tokens(
-    model: PreTrainedModel, capacity: float, *, first: int = 1, routers: Iterator[nn.Module] | None = None
+    model: PreTrainedModel, capacity: float, *, first: int = 1, routers: Iterable[nn.Module] | None = None
 ) -> PreTrainedModel:
     """Put a router in front of the feed-forward part of every block from ``first`` on, in place.
 
@@ -111,7 +112,8 @@ def skip_tokens(
         model: a causal model whose blocks have one module ``mlp`` (Llama, Mistral, Qwen, Gemma, Phi-3).
         capacity: see :class:`TokenSkippingMLP`.
         first: block that is the first to skip.
-        routers: one module a block; linear layers with weights 0 if None, so that all tokens start equal.
+        routers: one module a block, as :func:`fit_routers` makes them; linear layers with weights 0 if None, so that all
+            tokens start equal.
 
     Returns:
         ``model``.
@@ -124,22 +126,94 @@ def skip_tokens(
     found = blocks(model)
     if not 0 <= first < len(found):
         raise ValueError(f"first is {first}; it may be 0 to {len(found) - 1}")
+    given = None if routers is None else iter(routers)
     for number, block in enumerate(found):
-        mlp = getattr(block, "mlp", None)
-        if not isinstance(mlp, nn.Module):
-            raise ValueError(f"block {number} has no module 'mlp'; token skipping knows Llama-like blocks")
+        mlp = _feed_forward(block, number)
         if number < first:
             continue
-        if routers is None:
+        if given is None:
             linear = nn.Linear(model.config.hidden_size, 1)
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
             router: nn.Module = linear
         else:
-            router = next(routers)
+            router = next(given)
         weight = next(mlp.parameters())
         block.mlp = TokenSkippingMLP(mlp, router.to(weight), capacity).to(weight.device).train(model.training)
     return model
+
+
+@torch.no_grad()
+def fit_routers(
+    model: PreTrainedModel, tokens: list[Tensor], *, first: int = 1, penalty: float = 0.03
+) -> list[nn.Linear]:
+    r"""Routers that predict how much a block's feed-forward part would add, by ridge regression, without training.
+
+    The target is :math:`\lVert f(x) \rVert / \lVert h \rVert`, the norm of the part's output over that of the residual
+    stream behind it; the inputs are what the part reads. A token with a low prediction is one that it hardly changes.
+
+    Args:
+        model: a causal model whose blocks have one module ``mlp``; it is not changed.
+        tokens: calibration ids ``[batch, length]``.
+        first: block of the first router.
+        penalty: added to the covariance, as a share of its mean diagonal; above 0.
+
+    Returns:
+        Linear layers ``d → 1`` for the blocks from ``first`` on, for :func:`skip_tokens`.
+
+    Raises:
+        ValueError: a block has no ``mlp``, or ``penalty`` is not positive.
+
+    Chapter: advanced/dynamic
+    """
+    if not penalty > 0:
+        raise ValueError(f"penalty is {penalty}; it must be positive")
+    routers = []
+    for number, block in list(enumerate(blocks(model)))[first:]:
+        mlp = _feed_forward(block, number)
+        inputs: list[Tensor] = []
+        added: list[Tensor] = []
+        stream: list[Tensor] = []
+        handles = [
+            mlp.register_forward_hook(_recorder(inputs, added)),
+            block.register_forward_hook(_recorder(None, stream)),
+        ]
+        try:
+            for ids in tokens:
+                model(input_ids=ids)
+        finally:
+            for handle in handles:
+                handle.remove()
+        x = torch.cat(inputs).double()
+        target = torch.cat(added).double().norm(dim=1) / torch.cat(stream).double().norm(dim=1)
+        mean, level = x.mean(0), target.mean()
+        covariance = (x - mean).T @ (x - mean) / len(x)
+        ridge = penalty * covariance.diagonal().mean() * torch.eye(len(mean), dtype=x.dtype, device=x.device)
+        weight = torch.linalg.solve(covariance + ridge, (x - mean).T @ (target - level) / len(x))
+        router = nn.Linear(len(mean), 1)
+        router.weight.copy_(weight[None])
+        router.bias.fill_(float(level - mean @ weight))
+        routers.append(router)
+    return routers
+
+
+def _recorder(inputs: list[Tensor] | None, outputs: list[Tensor]) -> Callable[[nn.Module, tuple, Any], None]:
+    """A hook that keeps the rows of a module's input and output."""
+
+    def hook(_: nn.Module, args: tuple, output: Any) -> None:
+        result = output[0] if isinstance(output, tuple) else output
+        outputs.append(result.flatten(0, -2))
+        if inputs is not None:
+            inputs.append(args[0].flatten(0, -2))
+
+    return hook
+
+
+def _feed_forward(block: nn.Module, number: int) -> nn.Module:
+    mlp = getattr(block, "mlp", None)
+    if not isinstance(mlp, nn.Module):
+        raise ValueError(f"block {number} has no module 'mlp'; token skipping knows Llama-like blocks")
+    return mlp
 
 
 @torch.no_grad()

@@ -6,11 +6,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.linear_model import Ridge
 from torch import nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
-from reference.dynamic.skipping import TokenSkippingMLP, cut_at, set_thresholds, skip_tokens
+from reference.dynamic.skipping import TokenSkippingMLP, cut_at, fit_routers, set_thresholds, skip_tokens
 
 IDS = torch.randint(64, (3, 20), generator=torch.Generator().manual_seed(0))
 
@@ -114,6 +115,36 @@ def test_training_picks_its_share_and_passes_the_gate_s_gradient() -> None:
     assert layer.threshold == pytest.approx(float(score.flatten().sort(descending=True).values[3:5].mean()))
 
 
+@torch.no_grad()
+def test_fitted_routers_are_ridge_regression_of_what_the_part_adds() -> None:
+    model, rows = llama(), torch.randint(64, (8, 20), generator=torch.Generator().manual_seed(4))
+    routers = fit_routers(model, [rows[:5], rows[5:]], penalty=0.01)
+    assert len(routers) == 2
+    seen: dict[str, torch.Tensor] = {}
+    block = model.model.layers[2]
+    block.mlp.register_forward_hook(lambda _, args, out: seen.update(x=args[0].flatten(0, 1), y=out.flatten(0, 1)))
+    block.register_forward_hook(
+        lambda _, args, out: seen.update(h=(out[0] if isinstance(out, tuple) else out).flatten(0, 1))
+    )
+    model(input_ids=rows)
+    x, target = seen["x"].numpy(), (seen["y"].norm(dim=1) / seen["h"].norm(dim=1)).numpy()
+    peer = Ridge(alpha=0.01 * len(x) * x.var(0).mean()).fit(x, target)
+    torch.testing.assert_close(routers[1].weight[0], torch.tensor(peer.coef_).float(), rtol=1e-3, atol=1e-5)
+    assert float(routers[1].bias) == pytest.approx(float(peer.intercept_), abs=1e-5)
+    skipped = skip_tokens(llama(), 0.5, routers=routers)
+    set_thresholds(skipped, [rows], 0.5)
+    kept = layers(skipped)[0]
+    assert 0.4 < float((kept.router(kept_input(skipped, rows)) >= kept.threshold).float().mean()) < 0.6
+
+
+def kept_input(model: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+    found: list[torch.Tensor] = []
+    handle = layers(model)[0].register_forward_pre_hook(lambda _, args: found.append(args[0]))
+    model(input_ids=rows)
+    handle.remove()
+    return found[0]
+
+
 def test_a_router_learns_which_tokens_need_the_layer() -> None:
     """The output is wanted only where the first feature is positive; the router finds that."""
     torch.manual_seed(0)
@@ -145,6 +176,7 @@ def test_the_cut_lets_the_share_pass(scores: list[float], capacity: float) -> No
     [
         (lambda: skip_tokens(llama(), 0.0), "capacity is 0.0"),
         (lambda: skip_tokens(llama(), 0.5, first=3), "first is 3"),
+        (lambda: fit_routers(llama(), [IDS], penalty=0), "penalty is 0"),
         (lambda: set_thresholds(llama(), [IDS], 0.5), "no TokenSkippingMLP"),
         (lambda: set_thresholds(skipping(), [IDS], 1.5), "capacity is 1.5"),
         (
