@@ -107,6 +107,14 @@ def quantize(
             help="Other bits for some layers, repeatable: PATTERN=BITS, such as '*.down_proj=8'.", show_default=False
         ),
     ] = [],  # noqa: B006 (typer copies it)
+    average_bits: Annotated[
+        float | None,
+        typer.Option(
+            help="Stored bits per weight, scales included, shared out among the layers by how much each of them hurts "
+            "(in place of --bits; holds the whole model in memory once).",
+            show_default=False,
+        ),
+    ] = None,
     skip: Annotated[
         list[str],
         typer.Option(
@@ -137,6 +145,8 @@ def quantize(
 
     Example: python -m reference quantize tutorial --method gptq --bits 3 --bits-for model.layers.0.mlp.down_proj=8 --output mixed
 
+    Example: python -m reference quantize tutorial --method gptq --average-bits 2.5 --output shared
+
     Example: python -m reference quantize tutorial --method smoothquant --bits 8 --group-size -1
     --activations per_token --output integers
     """
@@ -162,6 +172,13 @@ def quantize(
     texts = read_texts(text, tokenizer, tokens) if evaluate and predicts(folder) else {}
     calibrated = method != "round_to_nearest" or activations == "static"
     drawn = draw_calibration(calibration, tokenizer, sequences, window) if calibrated else None
+    layer_bits = _bits_for(bits_for)
+    if average_bits is not None:
+        if layer_bits:
+            raise ValueError("--average-bits and --bits-for exclude each other; give one of them")
+        layer_bits = _shared_out(
+            folder, spec, average_bits, draw_calibration(calibration, tokenizer, 4, min(window, 256)), skip
+        )
     group = ranks.start()
     qualities: dict[str, dict] = {"before": {}, "after": {}}
 
@@ -170,7 +187,7 @@ def quantize(
 
     with ProgressBar("quantising", silent=group.rank > 0) as track:
         errors = quantize_folder(
-            folder, output, spec, bits=_bits_for(bits_for), skip=tuple(skip), method=method, activations=inputs,
+            folder, output, spec, bits=layer_bits, skip=tuple(skip), method=method, activations=inputs,
             calibration=drawn, damping=damping, act_order=act_order, static_groups=static_groups, alpha=_alpha(alpha),
             format=format, tokenizer=tokenizer, ranks=group, announce=announce if group.rank == 0 else lambda needs: None, measure=measure if texts else None,
             progress=track,
@@ -184,6 +201,7 @@ def quantize(
         "output": str(output),
         "method": method,
         "spec": {"bits": bits, "group_size": size, "symmetric": symmetric, "clip_search": clip_search},
+        "bits_for": layer_bits,
         "before": {"quality": before, "bytes": sizes(folder)},
         "after": {"quality": after, "bytes": sizes(output)},
         "errors": {name: error._asdict() for name, error in errors.items()},
@@ -358,6 +376,21 @@ def _bits_for(pairs: list[str]) -> dict[str, int]:
             raise ValueError(f"--bits-for is {pair!r}; it should be PATTERN=BITS, such as '*.down_proj=8'")
         found[pattern] = int(value)
     return found
+
+
+def _shared_out(
+    folder: Path, spec: "QuantizationSpec", average_bits: float, batches: list, skip: list[str]
+) -> dict[str, int]:
+    """The bits of each layer by measured sensitivity."""
+    from reference.dynamic.mixed_precision import choose_bits
+    from reference.models import loading
+
+    if not predicts(folder):
+        raise ValueError(
+            "--average-bits needs a model that predicts tokens: what changes is measured on its predictions"
+        )
+    with ProgressBar("sensitivity") as track:
+        return choose_bits(loading.load_float(folder), spec, average_bits, batches, skip=skip, progress=track)
 
 
 def main(arguments: list[str] | None = None) -> None:
