@@ -27,6 +27,8 @@
     for (const fold of document.querySelectorAll(".cell summary[aria-label]")) {
       fold.removeAttribute("aria-label");
     }
+    // A list's children must be its items; the bibliography's are entries, with other roles.
+    document.querySelector(".citation-list[role]")?.removeAttribute("role");
     for (const button of document.querySelectorAll("button.search-button-field[aria-label]")) {
       button.removeAttribute("aria-label");
     }

@@ -29,8 +29,9 @@ def why_not() -> str | None:
 def pages() -> list[str]:
     """The site's pages, relative to it, largest first, so that two workers end together."""
     if why_not():
-        return ["index.html"]
+        return ["none"]
     found = [p for p in SITE.rglob("*.html") if not {"_static", "_downloads"} & set(p.relative_to(SITE).parts)]
+    found.remove(SITE / "index.html")  # leads to the first page, and has no content of its own
     return [p.relative_to(SITE).as_posix() for p in sorted(found, key=lambda p: (-p.stat().st_size, p))]
 
 

@@ -56,3 +56,8 @@ def test_the_phones_own_controls_have_contrast(chromium, site):
         chromium.evaluate(f"document.documentElement.dataset.theme = {theme!r}")
         found += [f"{theme}: {line}" for line in axe.violations(chromium, axe.CONTRAST)]
     assert found == []
+
+
+def test_the_folders_front_door_leads_to_the_book(chromium, site):
+    chromium.open(site / "index.html")
+    chromium.wait_for("location.href.endsWith('/book/index.html')")
