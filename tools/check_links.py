@@ -23,7 +23,12 @@ TRIES = 3
 def links(root: Path = ROOT) -> dict[str, list[str]]:
     """Address → the files that link to it, without this repository's own and the machine itself."""
     found: dict[str, list[str]] = {}
-    files = [*root.glob("*.md"), *root.glob("book/**/*.md"), *root.glob("book/*.bib"), *root.glob("notebooks/**/*.ipynb")]
+    files = [
+        *root.glob("*.md"),
+        *root.glob("book/**/*.md"),
+        *root.glob("book/*.bib"),
+        *root.glob("notebooks/**/*.ipynb"),
+    ]
     own = (address.address(root), "https://colab.research.google.com/github/", "http://localhost", "http://127.0.0.1")
     for path in sorted(files):
         for link in LINK.findall(path.read_text()):
