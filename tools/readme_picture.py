@@ -31,7 +31,9 @@ def draw(path: Path = PICTURE) -> None:
     use_style()
     figure, axes = plt.subplots(figsize=(6.4, 3.2))
     for name, extra in extra_bits().items():
-        axes.plot(methods.BITS, extra, color=methods.COLOURS[name], marker=methods.MARKERS[name], label=methods.LABELS[name])
+        axes.plot(
+            methods.BITS, extra, color=methods.COLOURS[name], marker=methods.MARKERS[name], label=methods.LABELS[name]
+        )
     axes.set(yscale="log", xlabel="bits of a weight", ylabel="extra bits per byte of code")
     axes.set_xlim(4.15, 1.85)
     axes.set_xticks(methods.BITS, [str(bits) for bits in methods.BITS])

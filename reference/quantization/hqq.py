@@ -106,6 +106,10 @@ def quantize_layer(
 
     Source: Badri and Shaji 2023 (the authors' note and code); parity with recorded vectors of that code.
 
+    Example:
+        >>> quantize_layer(torch.tensor([[0.0, 1.0, 2.0, 3.0]]), QuantizationSpec(2)).codes
+        tensor([[0, 1, 2, 3]], dtype=torch.uint8)
+
     Chapter: quantization/post_training
     """
     grid.check_weight(weight, spec, name)
