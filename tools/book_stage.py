@@ -12,6 +12,7 @@ from pathlib import Path
 import api_pages
 import book_execute
 import claims_page
+import gallery
 import learning_paths
 import recorded
 from book_paths import CACHE, ROOT, chapter_name, toc_pages
@@ -60,6 +61,7 @@ def stage(records: dict[Path, book_execute.Record]) -> Path:
     (generated / "learning_paths.md").write_text(
         learning_paths.page({n: record.seconds for n, record in records.items()})
     )
+    gallery.write({notebook: book_execute.EXECUTED / notebook for notebook in records}, generated)
     (generated / "recorded_results.md").write_text(recorded.page())
     shutil.copyfile(ROOT / "reference/models/tutorial/README.md", generated / "model_card.md")
     api_pages.write(SOURCE / "book" / "api")

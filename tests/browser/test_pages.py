@@ -1,5 +1,7 @@
 """Every page of the built site, as a reader sees it: on a desk and on a phone, in light and in dark."""
 
+import re
+
 import axe
 
 WIDE, NARROW = 1280, 390
@@ -61,3 +63,17 @@ def test_the_phones_own_controls_have_contrast(chromium, site):
 def test_the_folders_front_door_leads_to_the_book(chromium, site):
     chromium.open(site / "index.html")
     chromium.wait_for("location.href.endsWith('/book/index.html')")
+
+
+def test_the_gallery_leads_to_every_figure(chromium, site):
+    chromium.view(WIDE)
+    chromium.open(site / "book" / "gallery.html")
+    links = chromium.evaluate(
+        "[...document.querySelectorAll('article a')].filter((a) => a.querySelector('img')).map((a) => a.href)"
+    )
+    assert [link for link in links if "#" not in link] == []
+    targets = {link.rpartition("/")[2] for link in links}
+    shown = set()
+    for page in sorted((site / "notebooks").rglob("*.html")):
+        shown |= {f"{page.name}#{name}" for name in re.findall(r'<figure[^>]* id="(fig-[\w-]+)"', page.read_text())}
+    assert targets == shown
