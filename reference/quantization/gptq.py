@@ -84,6 +84,13 @@ def quantize_layer(
 
     Source: Frantar et al. 2023, algorithm 1, and the authors' ``fasterquant``.
 
+    Example:
+        >>> weight, hessian = torch.tensor([[0.3, 0.4]]), torch.tensor([[2.0, 1.9], [1.9, 2.0]])
+        >>> spec = QuantizationSpec(2, symmetric=True)
+        >>> packed = quantize_layer(weight, hessian, spec)
+        >>> [packed.codes.shape, packed.scale.shape]
+        [torch.Size([1, 2]), torch.Size([1, 1])]
+
     Chapter: quantization/gptq
     """
     found = solve(
