@@ -82,13 +82,14 @@ def peeking(looks: Sequence[int], wrong: Mapping[str, Sequence[float]], stated: 
 def updates(names: Sequence[str], divergence: Mapping[str, Sequence[float | None]]) -> Axes:
     """Divergence from the new float model, one row an artefact, one marker a way to get it.
 
-    ``plotted`` finds each way's values under its name, the artefacts from the top as 0, 1, …; where an artefact has no
-    such way there is no marker.
+    ``plotted`` finds each way's values under its name, in the order of the artefacts; where an artefact has no such way
+    there is no marker.
     """
     _, axes = plt.subplots(figsize=(6.4, 0.5 * len(names) + 1.4))
-    for (way, values), colour, marker in zip(divergence.items(), COLOURS, MARKERS, strict=False):
-        rows = [row for row, value in enumerate(values) if value is not None]
-        axes.plot([values[row] for row in rows], rows, marker, color=colour, markersize=7, label=way)
+    for place, ((way, values), colour, marker) in enumerate(zip(divergence.items(), COLOURS, MARKERS, strict=False)):
+        shift = 0.2 * (place - (len(divergence) - 1) / 2)  # equal values must not hide each other
+        rows = [row + shift for row, value in enumerate(values) if value is not None]
+        axes.plot([v for v in values if v is not None], rows, marker, color=colour, markersize=6, label=way)
     axes.set(xscale="log", xlabel="divergence from the new float model, nats a token")
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
