@@ -78,7 +78,8 @@ def outcome(found: Row) -> str:
     """
     reached, target = found["found"], found["target"]
     size = "" if target["max_bytes"] is None else f" in at most {target['max_bytes']:,} bytes"
-    wanted = f"at most {target['max_loss']:.2%} of perplexity lost{size}"
+    share = "" if target.get("sparsity") is None else f", {target['sparsity']:.0%} of the blocks removed"
+    wanted = f"at most {target['max_loss']:.2%} of perplexity lost{size}{share}"
     is_now = f"{reached['rise']:.2%} lost, {reached['bytes']:,} bytes, {reached['ratio']:.2f} times smaller"
     if found["met"]:
         return f"Target met ({wanted}) by {found['answer']}: {is_now}."

@@ -93,7 +93,7 @@ def test_without_a_size_the_last_round_within_the_limit_is_the_answer(
     free = run("prune", llama, "--max-loss", "100000%", "--output", tmp_path / "a", *SMALL, *options)
     rises = [row["rise after"] for row in free.steps["Gradual pruning"]["rows"]]
     assert len(rises) >= 3
-    assert free.json["found"]["removed"] >= 0.75
+    assert free.json["found"]["removed"] >= 0.5
     over = next(i for i in range(1, len(rises)) if rises[i] > max(rises[:i]))
     limit = (rises[over] + max(rises[:over])) / 2
     result = run("prune", llama, "--max-loss", f"{100 * limit:.6f}%", "--output", tmp_path / "b", *SMALL, *options)
@@ -121,7 +121,9 @@ def test_fine_tuning_rescues_the_last_round(run: Callable, llama: Path, tmp_path
 def test_an_impossible_target_ends_with_the_best_and_code_1(run: Callable, llama: Path, tmp_path: Path) -> None:
     result = run("prune", llama, "--max-loss", "0%", "--sparsity", 0.6, "--output", tmp_path / "out", "--json", *SMALL)
     assert result.code == 1
-    assert result.err.startswith("Target missed (at most 0.00% of perplexity lost). The best found is round 2")
+    assert result.err.startswith(
+        "Target missed (at most 0.00% of perplexity lost, 60% of the blocks removed). The best found is round 2"
+    )
     assert loading.load_float(tmp_path / "out") is not None
 
 
@@ -239,7 +241,6 @@ def test_it_goes_on_after_sigkill_to_the_same_weights(llama: Path, sentence: Pat
         (["--max-loss", "2%", "--min-ratio", "30"], "leaves nothing of the blocks"),
         (["--max-loss", "2%", "--most", "1.0"], "most is 1.0"),
         (["--max-loss", "x"], "--max-loss is 'x'"),
-        (["--max-loss", "2%", "--multiple", "512"], "multiple is 512"),
     ],
 )
 def test_wrong_input_is_named_and_nothing_is_left(
@@ -249,6 +250,13 @@ def test_wrong_input_is_named_and_nothing_is_left(
     assert result.code == 2
     assert words in result.err
     assert result.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_multiple_that_leaves_nothing_to_cut_is_refused(run: Callable, opt: Path, tmp_path: Path) -> None:
+    result = run("prune", opt, "--max-loss", "2%", "--output", tmp_path / "out", *SMALL, "--multiple", 512)
+    assert result.code == 2
+    assert "multiple is 512: no unit of the model can be cut" in result.err
     assert list(tmp_path.iterdir()) == []
 
 
