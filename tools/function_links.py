@@ -14,6 +14,8 @@ from book_paths import ROOT, chapter_name
 EXEMPT = (
     "reference.cli",
     "reference.cli_compress",
+    "reference.cli_prune",
+    "reference.cli_shared",
     "reference.cli_workflow",
     "reference.figures",
     "reference.__main__",
