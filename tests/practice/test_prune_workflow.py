@@ -16,7 +16,7 @@ from reference import evaluation
 from reference.evaluation import size_on_disk
 from reference.models import loading
 from reference.models.families import block_linears
-from reference.practice import cuts, measurement, pruning, sparse_kernels
+from reference.practice import cuts, measurement, pruning_steps, sparse_kernels
 from reference.practice.work import unfinished
 from reference.pruning import schedules
 
@@ -45,7 +45,7 @@ def slow(weight: torch.Tensor, tokens: int, *_: object) -> list[dict]:
 
 @pytest.fixture
 def no_gain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pruning, "times_as_fast", slow)
+    monkeypatch.setattr(pruning_steps, "times_as_fast", slow)
 
 
 @pytest.mark.usefixtures("no_gain")
@@ -73,7 +73,7 @@ def test_a_share_is_reached_along_the_cubic_and_the_model_is_really_smaller(
     assert result.json["found"]["bytes"] == size_on_disk(tmp_path / "out")["total"] < size_on_disk(llama)["total"]
     assert json.loads((tmp_path / "out/report.json").read_text()) == result.json
     page = (tmp_path / "out/report.html").read_text()
-    assert all(f". {title}</h2>" in page for title in pruning.TITLES)
+    assert all(f". {title}</h2>" in page for title in pruning_steps.TITLES)
 
 
 @pytest.mark.usefixtures("no_gain")
@@ -134,7 +134,7 @@ def test_zeros_are_written_only_where_a_kernel_pays_and_the_limit_holds(
         shares = ((0.02, 1.5), (0.9, 3.0), (0.01, 0.9))
         return [{"format": "CSR", "tokens": tokens, "sparsity": s, "times as fast": t} for s, t in shares]
 
-    monkeypatch.setattr(pruning, "times_as_fast", fast)
+    monkeypatch.setattr(pruning_steps, "times_as_fast", fast)
     options = ["--sparsity", 0.1, "--json", *SMALL, "--final-steps", 30]
     result = run("prune", llama, "--max-loss", "50%", "--output", tmp_path / "out", *options)
     rows = {row["sparsity"]: row for row in result.steps["Sparse library check"]["rows"]}
