@@ -125,7 +125,7 @@ def _figures(found: Row) -> dict[str, tuple[Callable[[], Axes], str]]:
     limit = 100 * found["target"]["max_loss"]
     figures: dict[str, tuple[Callable[[], Axes], str]] = {}
     if found["workflow"] == "quantize":
-        rows = steps["Post-training sweep"]
+        rows = steps["Post-training sweep"] + steps["Quantization-aware training"][1:]
         figures["Post-training sweep"] = (
             lambda: draw.sweep(rows, limit, found["target"]["max_bytes"]),
             "Rise of the perplexity over the size of each candidate, with the limits as lines.",
