@@ -29,7 +29,7 @@ h1 { font-size: 1.6rem; line-height: 1.25; overflow-wrap: anywhere; } h2 { font-
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.92rem; }
 th, td { border-bottom: 1px solid var(--line); padding: 0.3rem 0.7rem; text-align: left; white-space: nowrap; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-figure { margin: 1rem 0; padding: 0.5rem; background: #ffffff; border-radius: 4px; } figure svg { max-width: 100%; height: auto; }
+figure { margin: 1rem 0; padding: 0.5rem; width: fit-content; max-width: 100%; box-sizing: border-box; background: #ffffff; border-radius: 4px; } figure svg { max-width: 100%; height: auto; }
 code { overflow-wrap: anywhere; }
 """.strip()
 
