@@ -265,3 +265,17 @@ def test_an_error_in_the_middle_keeps_nothing_of_a_fresh_run(
     with pytest.raises(ValueError, match="no"):
         quantization.run(str(llama), tmp_path / "out", max_loss=math.pi, settings=settings)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["quantize", "prune"])
+def test_help_says_what_each_step_decides_and_what_the_exit_code_means(
+    capfd: pytest.CaptureFixture, command: str
+) -> None:
+    from reference import cli
+
+    cli.main(["workflow", command, "--help"])
+    shown = " ".join(capfd.readouterr().out.split())
+    assert all(f"{number} " in shown for number in range(1, 5))
+    assert "Exit code 1 says that the target was missed" in shown
+    assert f"python -m reference workflow {command} tutorial --max-loss" in shown
+    assert "goes on where it was" in shown
