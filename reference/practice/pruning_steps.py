@@ -13,7 +13,7 @@ from reference.evaluation import size_on_disk
 from reference.models import loading
 from reference.models.families import block_linears
 from reference.practice import measurement
-from reference.practice.cuts import block_weights, cuts
+from reference.practice.cuts import block_weights, cuts, neuron_weights
 from reference.practice.retraining import Recipe, retrain
 from reference.practice.sparse_kernels import times_as_fast, zeros
 from reference.practice.targets import Target, best
@@ -157,12 +157,11 @@ class Steps:
         choices: list[Row] = []
         folder = self.work.place(f"round_{number}")
         while (removed := 1 - block_weights(model) / self.weights) < share - 1e-9:
-            # The last unit may be larger than what is left to remove, so that the size asked for is reached.
-            slack = settings.multiple * self.weights / 64
-            wanted = round((share - removed) * self.weights)
-            tried = cuts(
-                model, batches, wanted, round((final - removed) * self.weights + slack), multiple=settings.multiple
-            )
+            wanted, left = (round((end - removed) * self.weights) for end in (share, final))
+            # Neurons are rounded up to their multiple; where none are left, a head that removes more than is left to remove.
+            room = left + settings.multiple * neuron_weights(model)
+            tried = cuts(model, batches, wanted, room, multiple=settings.multiple)
+            tried = tried or cuts(model, batches, wanted, self.weights, multiple=settings.multiple)
             if not tried:
                 break
             model = tried[0].model
