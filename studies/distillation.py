@@ -5,7 +5,7 @@
     python studies/distillation.py --payload /tmp/payload --results /tmp/distillation
     python studies/distillation.py --results /tmp/distillation --collect book/data/distillation.json
 
-The third command takes the runs of ``distillation_runs.py`` one after the other on one core, about a minute each; a run that has a
+The third command takes the runs of ``distillation_runs.py`` one after the other on one core, about half a minute each; a run that has a
 result is skipped, so it goes on where it stopped (``--budget 300`` stops it after so many seconds). The fourth
 measures what serving each teacher costs and what cascades of the students give, and writes the result.
 """
@@ -43,11 +43,11 @@ from reference.pruning.magnitude import row_mask
 from reference.quantization.grid import QuantizationSpec
 from reference.training import random_windows
 
-BATCH, LENGTH = 8, 128
-WINDOW, COUNT = 256, 64  # windows of a domain that are evaluated, spread over the text
+BATCH, LENGTH = 4, 128
+WINDOW, COUNT = 256, 24  # windows of a domain that are evaluated, spread over the text
 CALIBRATION = 16  # sequences of a domain
 DOMAINS, SHARE = ("code", "documentation"), [0.6, 0.4]
-GENERATED = 1280  # windows: what a run reads
+GENERATED = 320  # windows: what a run reads
 
 
 def specification(teacher: str) -> QuantizationSpec:
@@ -144,7 +144,6 @@ def execute(run: Run, options: argparse.Namespace) -> dict:
     """Train and measure one student, and keep it."""
     teacher = None if run.teacher == "none" else dense(run.teacher, options.results)
     student = from_layers(teacher if run.start == "teacher" and teacher else tutorial.load(), run.layers)
-    student.requires_grad_(True)
     before = untaught(run.teacher if run.start == "teacher" else "float", run.layers, options.results)
     if run.recipe.attention:  # the other implementations do not tell their maps
         student.set_attn_implementation("eager")
@@ -198,9 +197,10 @@ def collect(options: argparse.Namespace) -> None:
     results = {run.name: json.loads((options.results / f"{run.name}.json").read_text())
                for run in runs() if (options.results / f"{run.name}.json").is_file()}  # fmt: skip
     teachers = {name: dense(name, options.results) for name in TEACHERS if name != "none"}
+    reached = {name: bits_per_byte(model) for name, model in teachers.items()}
     measured = {
-        "teachers": {name: bits_per_byte(model) for name, model in teachers.items()},
-        "serving": serving({name: compressed(name) for name in teachers}),
+        "teachers": reached,
+        "serving": serving({name: compressed(name) for name in teachers}, reached),
         "cascades": cascades(options.results, {name: one["run"] for name, one in results.items()}),
     }
     for one in results.values():

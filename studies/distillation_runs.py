@@ -8,7 +8,7 @@ TEACHERS = ("none", "float", "4 bits", "3 bits", "2 bits", "half zero")
 SEEDS = (0, 1, 2)
 HALF = (0, 2, 4)  # the blocks of a student, as in DistilBERT
 PAIRS = ((1, 2), (2, 4), (3, 6))
-STEPS, LONG = 120, 240
+STEPS, LONG = 80, 240
 RATE = 1e-3
 
 

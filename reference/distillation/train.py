@@ -70,7 +70,7 @@ class Lesson(nn.Module):
     between processes is the student and its projections.
 
     Args:
-        student: a causal language model of transformers, trained in place.
+        student: a causal language model of transformers, trained in place, all of it.
         teacher: another with the same vocabulary; None where the recipe needs none.
         recipe: the parts of the loss.
 
@@ -87,7 +87,7 @@ class Lesson(nn.Module):
 
     def __init__(self, student: PreTrainedModel, teacher: PreTrainedModel | None, recipe: Recipe) -> None:
         super().__init__()
-        self.student, self.recipe = student, recipe
+        self.student, self.recipe = student.requires_grad_(True), recipe  # cut from a frozen teacher, it would be frozen
         self.projections = nn.ModuleList()
         self._teacher = [teacher]  # in a list, so that torch does not register it
         if teacher is None:

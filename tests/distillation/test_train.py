@@ -75,6 +75,13 @@ def test_the_teacher_is_evaluated_without_gradient_and_stays_as_it_was() -> None
     assert not any("teacher" in name for name, _ in lesson.named_parameters())
 
 
+def test_a_student_cut_from_a_frozen_teacher_is_not_frozen() -> None:
+    big = teacher().requires_grad_(False)
+    lesson = Lesson(from_layers(big, (0, 2)), big, Recipe())
+    assert all(p.requires_grad for p in lesson.parameters())
+    assert not any(p.requires_grad for p in big.parameters())
+
+
 def test_a_copy_of_the_teacher_has_nothing_to_learn() -> None:
     big = teacher()
     loss = Lesson(from_layers(big, range(4)), big, Recipe(temperature=3.0, hidden=1.0, layers=((2, 2),)))(windows(0))
