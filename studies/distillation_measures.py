@@ -12,14 +12,8 @@ from transformers import PreTrainedModel
 
 from reference import checkpoint
 from reference.data import text
-from reference.distillation.cascade import (
-    calibration_error,
-    choose_thresholds,
-    confidence,
-    fit_temperature,
-    mixture,
-    replay,
-)
+from reference.distillation.cascade import choose_thresholds, mixture, replay
+from reference.distillation.confidence import calibration_error, confidence, fit_temperature
 from reference.distillation.student import from_layers
 from reference.evaluation import size_on_disk
 from reference.hardware.latency import compare

@@ -87,7 +87,8 @@ class Lesson(nn.Module):
 
     def __init__(self, student: PreTrainedModel, teacher: PreTrainedModel | None, recipe: Recipe) -> None:
         super().__init__()
-        self.student, self.recipe = student.requires_grad_(True), recipe  # cut from a frozen teacher, it would be frozen
+        self.student = student.requires_grad_(True)  # cut from a frozen teacher, it is frozen
+        self.recipe = recipe
         self.projections = nn.ModuleList()
         self._teacher = [teacher]  # in a list, so that torch does not register it
         if teacher is None:
