@@ -17,6 +17,7 @@ import json
 import math
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -196,12 +197,19 @@ def collect(options: argparse.Namespace) -> None:
     """Write the record."""
     results = {run.name: json.loads((options.results / f"{run.name}.json").read_text())
                for run in runs() if (options.results / f"{run.name}.json").is_file()}  # fmt: skip
-    teachers = {name: dense(name, options.results) for name in TEACHERS if name != "none"}
-    reached = {name: bits_per_byte(model) for name, model in teachers.items()}
+    teachers = [name for name in TEACHERS if name != "none"]
+
+    def once(what: str, measured: Callable[[], dict]) -> dict:
+        path = options.results / f"{what}.measured"
+        if not path.is_file():
+            atomic_write(path, json.dumps(measured()).encode())
+        return json.loads(path.read_text())
+
+    reached = once("teachers", lambda: {name: bits_per_byte(dense(name, options.results)) for name in teachers})
     measured = {
         "teachers": reached,
-        "serving": serving({name: compressed(name) for name in teachers}, reached),
-        "cascades": cascades(options.results, {name: one["run"] for name, one in results.items()}),
+        "cascades": once("cascades", lambda: cascades(options.results, {n: one["run"] for n, one in results.items()})),
+        "serving": once("serving", lambda: serving({name: compressed(name) for name in teachers}, reached)),
     }
     for one in results.values():
         one["run"] = {k: v for k, v in one["run"].items() if k != "name"}
