@@ -151,7 +151,7 @@ def cascades(folder: Path, runs: dict[str, dict]) -> dict:
             models[f"{len(runs[name]['layers'])} blocks"] = (Answers(model), products(model) / whole)
     models["6 blocks"] = (last, 1.0)
     single = list(models.values())
-    chains = [(first, "6 blocks") for first in models if first != "6 blocks"]
+    chains: list[tuple[str, ...]] = [(first, "6 blocks") for first in models if first != "6 blocks"]
     chains += [("2 blocks", "3 blocks", "6 blocks")] if "2 blocks" in models else []
     curves = {
         ", ".join(chain): [
