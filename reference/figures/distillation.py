@@ -59,8 +59,13 @@ def cascade_curve(
         [cost for cost, _ in single.values()], [value for _, value in single.values()], linestyle="--", marker="*",
         markersize=10, color="black", linewidth=1, label="router that does not look",
     )  # fmt: skip
-    for label, (cost, value) in single.items():
-        axes.annotate(label, (cost, value), textcoords="offset points", xytext=(7, -11), fontsize=9.5)
-    axes.set(xlabel="mean cost of a row, whole model = 1", ylabel="next token right, %")
+    dearest = max(cost for cost, _ in single.values())
+    for label, place in single.items():
+        left = place[0] == dearest
+        axes.annotate(
+            label, place, textcoords="offset points", xytext=(0, -26) if left else (10, -8),
+            ha="right" if left else "left", fontsize=9.5,
+        )  # fmt: skip
+    axes.set(xlabel="mean cost of a row, the largest model's = 1", ylabel="right, %")
     axes.legend(fontsize=9.5, loc="lower right")
     return axes
