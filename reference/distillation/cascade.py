@@ -1,4 +1,4 @@
-r"""A cascade: several models behind one interface, the cheapest first.
+r"""A cascade: several models behind one interface, the cheapest first::
 
     model 0  ── sure ──▶ answer
        │ not sure
