@@ -24,10 +24,10 @@ from reference.quantization.trained import TrainedLinear
 from reference.regularizers import hoyer_penalty, kurtosis, kurtosis_penalty
 from reference.training import random_windows, train
 
-WINDOW, BATCH, EVALUATED = 256, 8, 3072
+WINDOW, BATCH, EVALUATED = 256, 4, 3072
 #: Steps at the full rate, and steps in which the rate falls to zero.
-FIRST, LAST = 140, 70
-RATE, STEP_RATE = 2e-3, 1e-3
+FIRST, LAST = 200, 100
+RATE, STEP_RATE = 4e-3, 1e-3
 #: Weights of the penalties in the loss.
 KURTOSIS, HOYER = 1.0, 5.0
 W3 = QuantizationSpec(3, symmetric=True, group_size=128)
@@ -37,16 +37,18 @@ RUNS = {
     "plain": ("plain", "plain"),
     "kurtosis": ("kurtosis", "kurtosis"),
     "hoyer": ("hoyer", "hoyer"),
-    "quantized": ("quantized", "quantized"),
     "quantized_late": ("plain", "quantized"),
     "pruned_late": ("plain", "pruned"),
+    "quantized": ("quantized", "quantized"),
 }
 
 
 def new_model() -> nn.Module:
-    """The shipped model with two blocks, untrained."""
+    """The shipped model with two blocks of half the width, untrained."""
     config = LlamaConfig.from_pretrained(tutorial.PATH)
     config.num_hidden_layers, config.dtype = 2, torch.float32
+    config.hidden_size, config.intermediate_size = 128, 384
+    config.num_attention_heads, config.num_key_value_heads = 2, 1
     torch.manual_seed(0)
     return LlamaForCausalLM(config)
 
@@ -83,11 +85,11 @@ def stage(model: nn.Module, kind: str, part: str, options: argparse.Namespace) -
             loss = loss + HOYER * hoyer_penalty(matrices(model))
         return loss
 
-    warmup, decay = (50, 0.0) if part == "first" else (10, 1.0)
+    warmup, decay = (20, 0.0) if part == "first" else (10, 1.0)
     for row in train(model, loss_of_step, [optimizer], steps=steps, warmup=warmup, decay=decay):
         if masks is not None:
             masks()
-        if row["step"] % 25 == 0:
+        if row["step"] % 50 == 0:
             print(f"  {kind} {part} {row['step']} {row['loss']:.3f}", flush=True)
     return model.eval()
 
