@@ -380,6 +380,39 @@ def test_an_encoder_has_no_perplexity(run: Callable, text: Path, tmp_path: Path)
 # --- as a program ---------------------------------------------------------------------------------
 
 
+def test_average_bits_are_shared_out_and_met(run: Callable, model: Path, text: Path, tmp_path: Path) -> None:
+    options = [*quantize_options(text, tmp_path / "out"), "--calibration", text, "--average-bits", "4", "--json"]
+    result = run("quantize", model, *options)
+    assert result.code == 0, result.err
+    chosen = result.json["bits_for"]
+    assert len(chosen) == 14
+    assert len(set(chosen.values())) > 1
+    sizes = result.json["after"]["bytes"]
+    weights = 2 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128)
+    assert 3.5 < 8 * (sizes["weights"] + sizes["scales"]) / weights <= 4
+    grids = run("inspect", tmp_path / "out", "--json").json["layers"]
+    assert all(grids[name]["grid"].startswith(f"{bits} bits") for name, bits in chosen.items())
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    ids = torch.arange(20).view(1, 20)
+    torch.testing.assert_close(loaded(ids).logits, checkpoint.load(tmp_path / "out")(ids).logits, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--average-bits", "1.5"], "average_bits is 1.5"),
+        (["--average-bits", "4", "--bits-for", "*q_proj=3"], "exclude each other"),
+    ],
+)
+def test_average_bits_that_cannot_be_are_refused(
+    run: Callable, model: Path, text: Path, tmp_path: Path, options: list[str], words: str
+) -> None:
+    result = run("quantize", model, *quantize_options(text, tmp_path / "out"), "--calibration", text, *options)
+    assert result.code == 2
+    assert words in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_as_a_program(model: Path, text: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,

@@ -1,0 +1,129 @@
+"""From a model and a number of bits per weight to the bits of each layer."""
+
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from reference.dynamic.allocation import bits_within
+from reference.dynamic.sensitivity import measured
+from reference.models.families import block_linears
+from reference.quantization.grid import QuantizationSpec
+
+#: Bits that a layer may get.
+OPTIONS = (2, 3, 4, 5, 6, 8)
+
+
+class Divergence:
+    """A loss of a changed model: the mean Kullback–Leibler divergence from what it predicted before, nats a token.
+
+    It is 0 for the unchanged model and never below, and it compares whole distributions where the loss on text sees one
+    number a token: few tokens tell layers apart.
+
+    Args:
+        model: before the change, a causal language model; its predictions are kept, four bytes a token and vocabulary entry.
+        batches: ids ``[batch, length]``.
+
+    Raises:
+        ValueError: there are no batches.
+
+    Chapter: advanced/dynamic
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: nn.Module, batches: Sequence[Tensor]) -> None:
+        if not batches:
+            raise ValueError("batches is empty; at least one is needed")
+        self.batches = batches
+        self.before = [model(input_ids=ids).logits.float().log_softmax(-1) for ids in batches]
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module) -> float:
+        total, count = 0.0, 0
+        for ids, before in zip(self.batches, self.before, strict=True):
+            after = model(input_ids=ids).logits.float().log_softmax(-1)
+            total += float((before.exp() * (before - after)).sum(-1).double().sum())
+            count += ids.numel()
+        return total / count
+
+
+def shapes_of(model: nn.Module, skip: Sequence[str] = ()) -> dict[str, tuple[int, int]]:
+    """``(out_features, in_features)`` of the linear layers of the blocks, by name, but for those that ``skip`` fits.
+
+    Args:
+        model: of :mod:`reference.models.families`.
+        skip: patterns of names.
+
+    Chapter: advanced/dynamic
+    """
+    return {
+        name: (layer.out_features, layer.in_features)
+        for name, layer in block_linears(model)
+        if isinstance(layer, nn.Linear) and not any(fnmatch.fnmatchcase(name, pattern) for pattern in skip)
+    }
+
+
+def choose_bits(
+    model: nn.Module,
+    spec: QuantizationSpec,
+    average_bits: float,
+    batches: Sequence[Tensor],
+    *,
+    options: Sequence[int] = OPTIONS,
+    skip: Sequence[str] = (),
+    progress: Callable[[list], Iterable] = iter,
+) -> dict[str, int]:
+    """Measure each layer's sensitivity, and share out the bits by the exact knapsack.
+
+    Args:
+        model: in floating point, whole in memory.
+        spec: grid of every layer, but for its bits.
+        average_bits: stored bits a weight over all layers, scales and zero points included. The bytes of uniform 3 bits
+            in symmetric groups of 128 are 3.125.
+        batches: calibration ids ``[batch, length]``; about a thousand tokens do.
+        options: bits to choose from, each 2 to 8.
+        skip: patterns of layers that stay in float, which do not count.
+        progress: wraps the list of layers, for a progress bar.
+
+    Returns:
+        Layer → bits, for ``bits_for`` of the pipeline.
+
+    Raises:
+        ValueError: ``average_bits`` is below what the fewest bits take, or no layer is left.
+
+    Chapter: advanced/dynamic
+    """
+    shapes = shapes_of(model, skip)
+    if not shapes:
+        raise ValueError("skip leaves no layer to share bits among")
+    weights = sum(rows * columns for rows, columns in shapes.values())
+    grids = [replace(spec, bits=bits) for bits in sorted(set(options))]
+    check_budget(shapes, grids[0], average_bits)
+    table = measured(model, grids, list(shapes), Divergence(model, batches), progress=progress)
+    return bits_within(table, shapes, spec, average_bits * weights / 8)
+
+
+def check_budget(shapes: Mapping[str, tuple[int, int]], smallest: QuantizationSpec, average_bits: float) -> None:
+    """Refuse a budget that no choice fits, before anything is measured.
+
+    Args:
+        shapes: of the layers.
+        smallest: the grid of the fewest bits.
+        average_bits: as :func:`choose_bits`.
+
+    Raises:
+        ValueError: ``average_bits`` is below what ``smallest`` takes; the message has that.
+
+    Chapter: none (checks)
+    """
+    from reference.dynamic.allocation import stored_bytes
+
+    weights = sum(rows * columns for rows, columns in shapes.values())
+    least = 8 * sum(stored_bytes(shape, smallest) for shape in shapes.values()) / weights
+    if not average_bits >= least:
+        raise ValueError(
+            f"average_bits is {average_bits}; {smallest.bits} bits in every layer take {least:.4g} with scales and zero "
+            "points, so it may be that or more"
+        )

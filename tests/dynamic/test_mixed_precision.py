@@ -1,0 +1,86 @@
+"""Bits for a budget: from the model to a checkpoint whose bytes are those that were asked for."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from reference import checkpoint, workflow
+from reference.dynamic.allocation import stored_bytes
+from reference.dynamic.mixed_precision import Divergence, choose_bits, shapes_of
+from reference.evaluation import size_on_disk
+from reference.quantization.grid import QuantizationSpec
+
+SPEC = QuantizationSpec(4, symmetric=True, group_size=32)
+IDS = [torch.randint(64, (2, 16), generator=torch.Generator().manual_seed(0))]
+
+
+def model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+            initializer_range=0.2,
+        )
+    ).eval()  # fmt: skip
+
+
+@torch.no_grad()
+def test_divergence_is_zero_before_and_torch_s_after() -> None:
+    exact, changed = model(), model()
+    loss = Divergence(exact, IDS)
+    assert loss(exact) == 0
+    changed.model.layers[0].mlp.up_proj.weight *= 0.5
+    before = exact(input_ids=IDS[0]).logits.log_softmax(-1)
+    after = changed(input_ids=IDS[0]).logits.log_softmax(-1)
+    expected = functional.kl_div(after.flatten(0, 1), before.flatten(0, 1), log_target=True, reduction="batchmean")
+    assert loss(changed) == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("average", [3.0, 4.5, 5.0])
+def test_the_checkpoint_has_the_bytes_of_the_budget(average: float, tmp_path: Path) -> None:
+    network = model()
+    bits = choose_bits(network, SPEC, average, IDS, options=(2, 3, 4, 8))
+    shapes = shapes_of(network)
+    assert set(bits) == set(shapes)
+    weights = sum(rows * columns for rows, columns in shapes.values())
+    planned = sum(stored_bytes(shape, replace(SPEC, bits=bits[name])) for name, shape in shapes.items())
+    assert 0.9 * average < 8 * planned / weights <= average
+    workflow.quantize(network, lambda name: replace(SPEC, bits=bits[name]))
+    checkpoint.save(network, tmp_path / "mixed")
+    sizes = size_on_disk(tmp_path / "mixed")
+    assert sizes["weights"] + sizes["scales"] + sizes["zero_points"] == planned
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "mixed")
+    torch.testing.assert_close(loaded(IDS[0]).logits, network(IDS[0]).logits, rtol=1e-3, atol=1e-3)
+
+
+def test_a_layer_that_the_output_does_not_hear_gets_the_fewest_bits() -> None:
+    network = model()
+    with torch.no_grad():  # o_proj of block 0 adds nothing, so its query, key and value do not matter
+        network.model.layers[0].self_attn.o_proj.weight.zero_()
+    bits = choose_bits(network, SPEC, 5.0, IDS, options=(2, 4, 8))
+    assert {bits[f"model.layers.0.self_attn.{name}_proj"] for name in "qkvo"} == {2}
+    assert max(bits.values()) == 8
+
+
+def test_what_is_skipped_takes_no_part() -> None:
+    assert set(shapes_of(model(), ["*.layers.0.*"])) == {name for name in shapes_of(model()) if ".layers.1." in name}
+    bits = choose_bits(model(), SPEC, 4.5, IDS, options=(2, 4), skip=["*.mlp.*"])
+    assert not any(".mlp." in name for name in bits)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: choose_bits(model(), SPEC, 2.4, IDS, options=(2, 4)), "2 bits in every layer take 2.5"),
+        (lambda: choose_bits(model(), SPEC, float("nan"), IDS), "average_bits is nan"),
+        (lambda: choose_bits(model(), SPEC, 4.0, IDS, skip=["*"]), "leaves no layer"),
+        (lambda: choose_bits(model(), SPEC, 4.0, []), "batches is empty"),
+    ],
+)
+def test_wrong_arguments_are_named(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
