@@ -1,8 +1,7 @@
-"""The command line: ``python -m reference {quantize,evaluate,compress,decompress,inspect} MODEL``."""
+"""The command line: ``python -m reference {quantize,prune,evaluate,compress,decompress,inspect} MODEL``, ``… workflow``."""
 
 import json
 import logging
-import math
 import os
 import sys
 import warnings
@@ -15,14 +14,30 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from reference import cli_compress
+from reference import cli_compress, cli_prune, cli_workflow
+from reference.cli_shared import (
+    Json,
+    Model,
+    Stride,
+    Texts,
+    Tokens,
+    Window,
+    announce,
+    draw_calibration,
+    losses,
+    predicts,
+    read_texts,
+    show_bytes,
+    show_quality,
+    sizes,
+    without_progress_bars,
+)
 from reference.quantization import CalibrationWarning
 from reference.terminal import ProgressBar
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from reference.quantization.grid import QuantizationSpec
 
@@ -35,26 +50,6 @@ app = typer.Typer(
     help="Make a language model smaller, measure what that cost, and look inside the result. "
     "MODEL is a folder, a name on the Hugging Face hub, or 'tutorial' for the small model that ships with the package.",
 )
-
-Model = Annotated[
-    str, typer.Argument(help="Folder, name on the hub, 'tutorial' or 'minilm'.", show_default=False, metavar="MODEL")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
-Texts = Annotated[
-    list[str],
-    typer.Option(
-        "--text",
-        help="Text to measure on, repeatable: code, documentation (shipped), wikitext2, c4 (from the hub), or a file.",
-    ),
-]
-Tokens = Annotated[int, typer.Option(help="Tokens of each text to use, from its start; 0 for all.", min=0)]
-Window = Annotated[int, typer.Option(help="Tokens that the model sees at once.", min=2)]
-Stride = Annotated[
-    int | None,
-    typer.Option(
-        help="Tokens by which the window moves (default: half of the window). Equal to --window: no overlap.", min=1
-    ),
-]
 
 
 @app.command()
@@ -161,7 +156,7 @@ def quantize(
     from reference.quantization.activations import ActivationSpec
     from reference.quantization.grid import QuantizationSpec
 
-    _without_progress_bars()
+    without_progress_bars()
     size = None if group_size == -1 else group_size
     spec = QuantizationSpec(bits, symmetric=symmetric, group_size=size, clip_search=clip_search)
     if method not in workflow.METHODS:
@@ -174,31 +169,26 @@ def quantize(
     folder = loading.resolve(model)
     loading.model_class(folder)
     tokenizer = loading.load_tokenizer(folder)
-    texts = _texts(text, tokenizer, tokens) if evaluate and _predicts(folder) else {}
+    texts = read_texts(text, tokenizer, tokens) if evaluate and predicts(folder) else {}
     calibrated = method != "round_to_nearest" or activations == "static"
-    drawn = _calibration(calibration, tokenizer, sequences, window) if calibrated else None
+    drawn = draw_calibration(calibration, tokenizer, sequences, window) if calibrated else None
     layer_bits = _bits_for(bits_for)
     if average_bits is not None:
         if layer_bits:
             raise ValueError("--average-bits and --bits-for exclude each other; give one of them")
-        few = _calibration(calibration, tokenizer, 4, min(window, 256))
+        few = draw_calibration(calibration, tokenizer, 4, min(window, 256))
         layer_bits = _shared_out(folder, spec, average_bits, few, skip, drawn if method.endswith("gptq") else None)
     group = ranks.start()
     qualities: dict[str, dict] = {"before": {}, "after": {}}
 
     def measure(network: "PreTrainedModel", when: str) -> None:
-        qualities[when] = _losses(network, texts, window, stride, when)
-
-    def announce(needs: dict[str, int]) -> None:
-        if group.rank == 0:
-            parts = ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in needs.items())
-            sys.stderr.write(f"working memory in MB, beside the weights outside of blocks: {parts}\n")
+        qualities[when] = losses(network, texts, window, stride, when)
 
     with ProgressBar("quantising", silent=group.rank > 0) as track:
         errors = quantize_folder(
             folder, output, spec, bits=layer_bits, skip=tuple(skip), method=method, activations=inputs,
             calibration=drawn, damping=damping, act_order=act_order, static_groups=static_groups, alpha=_alpha(alpha),
-            format=format, tokenizer=tokenizer, ranks=group, announce=announce, measure=measure if texts else None,
+            format=format, tokenizer=tokenizer, ranks=group, announce=announce if group.rank == 0 else lambda needs: None, measure=measure if texts else None,
             progress=track,
         )  # fmt: skip
     ranks.stop()
@@ -211,15 +201,15 @@ def quantize(
         "method": method,
         "spec": {"bits": bits, "group_size": size, "symmetric": symmetric, "clip_search": clip_search},
         "bits_for": layer_bits,
-        "before": {"quality": before, "bytes": _sizes(folder)},
-        "after": {"quality": after, "bytes": _sizes(output)},
+        "before": {"quality": before, "bytes": sizes(folder)},
+        "after": {"quality": after, "bytes": sizes(output)},
         "errors": {name: error._asdict() for name, error in errors.items()},
     }
     if as_json:
         print(json.dumps(report, indent=2))
         return
-    _show_quality({"before": before, "after": after})
-    _show_bytes({"before": report["before"]["bytes"], "after": report["after"]["bytes"]})
+    show_quality({"before": before, "after": after})
+    show_bytes({"before": report["before"]["bytes"], "after": report["after"]["bytes"]})
     print(f"Written to {output}")
 
 
@@ -247,15 +237,15 @@ def evaluate(
     from reference import evaluation
     from reference.models import loading
 
-    _without_progress_bars()
+    without_progress_bars()
     place = _device(device)
     folder = loading.resolve(model)
     network, tokenizer = _load_any(folder, place), loading.load_tokenizer(folder)
-    if not _predicts(folder):
+    if not predicts(folder):
         raise ValueError(f"{model!r} does not predict tokens (an encoder?), so it has no perplexity")
-    texts = _texts(text, tokenizer, tokens)
-    quality = _losses(network, texts, window, stride, "evaluating")
-    report: dict[str, Any] = {"model": model, "quality": quality, "bytes": _sizes(folder)}
+    texts = read_texts(text, tokenizer, tokens)
+    quality = losses(network, texts, window, stride, "evaluating")
+    report: dict[str, Any] = {"model": model, "quality": quality, "bytes": sizes(folder)}
     if against is not None:
         original = _load_any(loading.resolve(against), place)
         report["against"] = against
@@ -265,12 +255,14 @@ def evaluate(
     if as_json:
         print(json.dumps(report, indent=2))
         return
-    _show_quality({model: report["quality"]})
-    _show_bytes({model: report["bytes"]})
+    show_quality({model: report["quality"]})
+    show_bytes({model: report["bytes"]})
 
 
+app.command()(cli_prune.prune)
 app.command()(cli_compress.compress)
 app.command()(cli_compress.decompress)
+app.add_typer(cli_workflow.app, name="workflow")
 
 
 @app.command()
@@ -279,8 +271,8 @@ def inspect(model: Model, as_json: Json = False) -> None:
 
     MODEL may also be a container that compress wrote: then where its bytes go, layer by layer.
 
-    Folders that quantize wrote also tell each layer's error: the norm of the change of its output on the
-    calibration text, or of its weight, relative to the norm of that.
+    Folders that quantize or prune wrote also tell each layer's error, and the part of its weights that was removed. The
+    error is the norm of the change of its output on the calibration text, or of its weight, relative to the norm of that.
 
     Example: python -m reference inspect small
 
@@ -293,7 +285,7 @@ def inspect(model: Model, as_json: Json = False) -> None:
     if Path(model).is_file():
         cli_compress.inspect_container(Path(model), as_json)
         return
-    _without_progress_bars()
+    without_progress_bars()
     folder = loading.resolve(model)
     loading.model_class(folder)
     config = json.loads((folder / "config.json").read_text())
@@ -311,8 +303,8 @@ def inspect(model: Model, as_json: Json = False) -> None:
         row["grid"] = None if spec is None else _describe(spec)
     for name, made in _report(folder).items():
         if name in layers:
-            layers[name] |= {"error": made["error"], "error_of": made["error_of"]}
-    report = {"model": model, "architecture": config["model_type"], "bytes": _sizes(folder), "layers": layers}
+            layers[name] |= {key: made[key] for key in ("error", "error_of", "removed") if key in made}
+    report = {"model": model, "architecture": config["model_type"], "bytes": sizes(folder), "layers": layers}
     if as_json:
         print(json.dumps(report, indent=2))
         return
@@ -321,9 +313,10 @@ def inspect(model: Model, as_json: Json = False) -> None:
     table = Table("module", "grid", *(["error"] if known else []), Column("bytes", justify="right"))
     for name, row in layers.items():
         error = f"{row['error']:.3g} of {row['error_of']}" if "error" in row else ""
-        table.add_row(name, row["grid"] or "float", *([error] if known else []), f"{row['bytes']:,}")
+        removed = f", {row['removed']:.1%} removed" if "removed" in row else ""
+        table.add_row(name, (row["grid"] or "float") + removed, *([error] if known else []), f"{row['bytes']:,}")
     Console().print(table)
-    _show_bytes({model: report["bytes"]})
+    show_bytes({model: report["bytes"]})
 
 
 def _report(folder: Path) -> dict[str, dict]:
@@ -334,13 +327,6 @@ def _report(folder: Path) -> dict[str, dict]:
         return json.loads((folder / REPORT).read_text())["layers"]
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-
-
-def _without_progress_bars() -> None:
-    """The error stream is for our one bar and our one line, not for those of transformers."""
-    import transformers
-
-    transformers.logging.disable_progress_bar()
 
 
 def _describe(spec: "QuantizationSpec") -> str:
@@ -372,12 +358,6 @@ def _device(name: str) -> "torch.device":
     return found
 
 
-def _predicts(folder: Path) -> bool:
-    from reference.models.families import family_of_type
-
-    return family_of_type(json.loads((folder / "config.json").read_text())["model_type"]).head is not None
-
-
 def _alpha(value: str) -> float | None:
     if value == "auto":
         return None
@@ -401,15 +381,15 @@ def _shared_out(
     folder: Path,
     spec: "QuantizationSpec",
     average_bits: float,
-    batches: "list[Tensor]",
+    batches: list,
     skip: list[str],
-    solved_on: "list[Tensor] | None",
+    solved_on: list | None,
 ) -> dict[str, int]:
     """The bits of each layer by measured sensitivity, to GPTQ's rounding if there is text that it solves on."""
     from reference.dynamic.mixed_precision import GptqRounding, choose_bits
     from reference.models import loading
 
-    if not _predicts(folder):
+    if not predicts(folder):
         raise ValueError(
             "--average-bits needs a model that predicts tokens: what changes is measured on its predictions"
         )
@@ -417,87 +397,6 @@ def _shared_out(
         model = loading.load_float(folder)
         rounding = GptqRounding(model, solved_on) if solved_on else None
         return choose_bits(model, spec, average_bits, batches, skip=skip, rounding=rounding, progress=track)
-
-
-def _texts(
-    names: list[str], tokenizer: "PreTrainedTokenizerBase | None", limit: int
-) -> "dict[str, tuple[Tensor, int]]":
-    """Token ids and bytes of each text, cut to ``limit`` tokens."""
-    from reference.data import text
-
-    if tokenizer is None:
-        raise ValueError("the model's folder has no tokenizer, so it cannot be evaluated; add one or use --no-evaluate")
-    result = {}
-    for name in names:
-        ids = text.encode(text.read(name), tokenizer)
-        ids = ids[:limit] if limit else ids
-        size = len(str(tokenizer.decode(ids[1:], clean_up_tokenization_spaces=False)).encode())
-        result[name] = (ids, size)
-    return result
-
-
-def _calibration(names: list[str], tokenizer: Any, sequences: int, length: int) -> list:
-    """Batches for the solver, as many windows from each text as from the others."""
-    from reference.calibration import batches
-    from reference.data import text
-
-    if tokenizer is None:
-        raise ValueError(
-            "the model's folder has no tokenizer, so it cannot be calibrated; use --method round_to_nearest"
-        )
-    share = -(-sequences // len(names))
-    found = []
-    for name in names:
-        ids = text.encode(text.read(name, "calibration"), tokenizer)
-        found += batches(ids, sequences=share, length=min(length, len(ids)))
-    return found
-
-
-def _losses(model: "PreTrainedModel", texts: dict, window: int, stride: int | None, label: str) -> dict:
-    from reference import evaluation
-
-    stride = stride or window // 2
-    rows = {}
-    for name, (ids, size) in texts.items():
-        with ProgressBar(f"{label}: {name}") as track:
-            losses = evaluation.token_losses(model, ids, window=window, stride=stride, progress=track)
-        mean = losses.double().mean().item()
-        rows[name] = {
-            "perplexity": math.exp(mean) if mean < 700 else math.inf,
-            "nats_per_token": mean,
-            "bits_per_byte": evaluation.bits_per_byte(losses, size),
-            "tokens": len(losses),
-            "window": window,
-            "stride": stride,
-        }
-    return rows
-
-
-def _sizes(folder: Path) -> dict:
-    from reference.evaluation import size_on_disk
-
-    return size_on_disk(folder)
-
-
-def _show_quality(columns: dict) -> None:
-    rows = [(label, name, row) for label, texts in columns.items() for name, row in texts.items()]
-    if not rows:
-        return
-    extra = [key for key in ("top1_agreement", "kl") if any(key in row for *_, row in rows)]
-    names = [Column(heading, overflow="fold") for heading in ("", "text")]
-    numbers = [Column(heading, no_wrap=True, justify="right") for heading in ("perplexity", "bits per byte", *extra)]
-    table = Table(*names, *numbers)
-    for label, name, row in rows:
-        values = (row["perplexity"], row["bits_per_byte"], *(row[key] for key in extra))
-        table.add_row(label, name, *(f"{value:.4g}" for value in values))
-    Console().print(table)
-
-
-def _show_bytes(columns: dict) -> None:
-    table = Table(Column("bytes", no_wrap=True), *(Column(name, justify="right", overflow="fold") for name in columns))
-    for kind in next(iter(columns.values())):
-        table.add_row(kind.replace("_", " "), *(f"{sizes[kind]:,}" for sizes in columns.values()))
-    Console().print(table)
 
 
 def main(arguments: list[str] | None = None) -> None:

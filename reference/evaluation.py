@@ -31,6 +31,10 @@ def windows(count: int, window: int, stride: int) -> list[tuple[int, int, int]]:
     Raises:
         ValueError: an argument is out of range.
 
+    Example:
+        >>> windows(10, window=6, stride=3)
+        [(0, 6, 1), (3, 9, 6), (6, 10, 9)]
+
     Chapter: quantization/post_training
     """
     if count < 2:
@@ -137,6 +141,10 @@ def bits_per_byte(losses: Tensor, text_bytes: int) -> float:
 
     Raises:
         ValueError: ``text_bytes`` is not positive.
+
+    Example:
+        >>> f'{bits_per_byte(torch.ones(3), text_bytes=9):.4f}'
+        '0.4809'
 
     Chapter: quantization/post_training
     """

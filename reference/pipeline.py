@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from reference.job import Job, digest
 from reference.models import loading
 from reference.models.families import block_linears
 from reference.models.streaming import StreamedModel
+from reference.pruning import one_shot
 from reference.quantization.activations import ActivationSpec
 from reference.quantization.grid import QuantizationSpec
 from reference.ranks import ALONE, Ranks
@@ -76,26 +78,123 @@ def quantize_folder(
 
     Chapter: none (plumbing: streams, resumes, writes)
     """
-    unfinished = output.resolve().parent / f".{output.resolve().name}.unfinished"
-    _clear_finished(unfinished, output)
+    streamed, names = _open(folder, output)
+    choose = _by_pattern(spec, bits or {}, skip, names)
+    arguments: dict[str, Any] = {"method": method, "activations": activations, "calibration": calibration}
+    workflow.check(streamed.model, choose, **arguments)
+
+    def solve(**shared: Any) -> dict[str, QuantizationSpec | None]:
+        workflow.quantize(
+            streamed.model, choose, damping=damping, act_order=act_order, static_groups=static_groups, alpha=alpha,
+            **arguments, **shared,
+        )  # fmt: skip
+        return {name: choose(name) for name in shared["errors"]}
+
+    options = (method, spec, bits, skip, activations, damping, act_order, static_groups, alpha, format)
+    return _solve_folder(
+        folder, output, streamed, solve, repr(options), calibration=calibration, format=format, tokenizer=tokenizer,
+        ranks=ranks, announce=announce, measure=measure, progress=progress,
+    )  # fmt: skip
+
+
+def prune_folder(
+    folder: Path,
+    output: Path,
+    sparsity: float | None = None,
+    *,
+    pattern: tuple[int, int] | None = None,
+    method: str = "sparsegpt",
+    spec: QuantizationSpec | None = None,
+    skip: Sequence[str] = (),
+    calibration: list[Tensor] | None = None,
+    damping: float = 0.01,
+    format: str = "compressed-tensors",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    ranks: Ranks = ALONE,
+    announce: Callable[[dict[str, int]], None] = lambda needs: None,
+    measure: Callable[[PreTrainedModel, str], None] | None = None,
+    progress: Callable[[list], Iterable] = iter,
+) -> dict[str, LayerError]:
+    """Prune the model in ``folder`` and write a checkpoint, one block in memory at a time.
+
+    It resumes, and shares calibration text out, as :func:`quantize_folder` does. Without ``spec`` the checkpoint is one of
+    plain weights, zeros among them, that loads wherever the model's own did.
+
+    Args:
+        folder: of a float model.
+        output: folder to create; new or empty.
+        sparsity, pattern, method, spec, calibration, damping: as :func:`reference.pruning.one_shot.prune`.
+        skip: patterns of layers that stay as they are.
+        format, tokenizer, ranks, announce, measure, progress: as :func:`quantize_folder`; ``format`` matters where a
+            ``spec`` is given.
+
+    Returns:
+        The error and the sparsity of each layer, by name; the report in the folder holds them too.
+
+    Raises:
+        ValueError, FileExistsError, OSError: as :func:`quantize_folder`.
+
+    Chapter: none (plumbing: streams, resumes, writes)
+    """
+    streamed, names = _open(folder, output)
+    _check_patterns(skip, names)
+    arguments: dict[str, Any] = {
+        "pattern": pattern, "method": method, "spec": spec, "calibration": calibration,
+        "skip": lambda name: any(fnmatch.fnmatchcase(name, one) for one in skip),
+    }  # fmt: skip
+    one_shot.check(streamed.model, sparsity, **arguments)
+
+    def solve(**shared: Any) -> dict[str, QuantizationSpec | None]:
+        one_shot.prune(streamed.model, sparsity, damping=damping, **arguments, **shared)
+        return dict.fromkeys(shared["errors"], spec)
+
+    options = ("prune", method, sparsity, pattern, spec, skip, damping, format)
+    return _solve_folder(
+        folder, output, streamed, solve, repr(options), calibration=calibration if method != "magnitude" else None,
+        format=format, tokenizer=tokenizer, ranks=ranks, announce=announce, measure=measure, progress=progress,
+    )  # fmt: skip
+
+
+def _open(folder: Path, output: Path) -> tuple[StreamedModel, list[str]]:
+    """The model, and the names of its layers; refuses an output that is taken."""
+    _clear_finished(_unfinished(output), output)
     check_target(output)
     streamed = StreamedModel(folder)
-    choose = _by_pattern(spec, bits or {}, skip, [name for name, _ in block_linears(streamed.model)])
-    arguments = {"method": method, "activations": activations, "calibration": calibration}
-    workflow.check(streamed.model, choose, **arguments)  # type: ignore[arg-type]
+    return streamed, [name for name, _ in block_linears(streamed.model)]
+
+
+def _unfinished(output: Path) -> Path:
+    return output.resolve().parent / f".{output.resolve().name}.unfinished"
+
+
+def _solve_folder(
+    folder: Path,
+    output: Path,
+    streamed: StreamedModel,
+    solve: Callable[..., dict[str, QuantizationSpec | None]],
+    options: str,
+    *,
+    calibration: list[Tensor] | None,
+    format: str,
+    tokenizer: PreTrainedTokenizerBase | None,
+    ranks: Ranks,
+    announce: Callable[[dict[str, int]], None],
+    measure: Callable[[PreTrainedModel, str], None] | None,
+    progress: Callable[[list], Iterable],
+) -> dict[str, LayerError]:
+    """Run ``solve``, which changes the streamed model and returns the grid of each layer, and write what it made."""
     if calibration:
         announce(working_memory(streamed.model, ranks.share(calibration)))
     if measure and ranks.rank == 0:
         measure(loading.load_float(folder) if streamed.streams else streamed.model, "before")
-
-    options = (method, spec, bits, skip, activations, damping, act_order, static_groups, alpha, format)
     fingerprint = {
         "model": digest(folder / "config.json", *sorted(folder.glob("*.safetensors"))),
         "text": digest(*calibration or []),
-        "options": repr(options),
+        "options": options,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
+    unfinished = _unfinished(output)
     fresh = not unfinished.exists()
     if ranks.rank:
         ranks.wait()
@@ -104,27 +203,16 @@ def quantize_folder(
         ranks.wait()
     errors: dict[str, LayerError] = {}
     try:
-        workflow.quantize(
-            streamed.model, choose, method=method, activations=activations, calibration=calibration, damping=damping,
-            act_order=act_order, static_groups=static_groups, alpha=alpha, progress=progress, job=job,
-            streamed=streamed, ranks=ranks, errors=errors,
+        grids = solve(
+            progress=progress, job=job, streamed=streamed, ranks=ranks, errors=errors,
             scale_dtype=None if format == "compressed-tensors" else torch.float16,
         )  # fmt: skip
         if ranks.rank == 0:
             model = streamed.complete()
             if measure:
                 measure(model, "after")
-            grids = {name: choose(name) for name in errors}
-            report = {
-                "fingerprint": fingerprint,
-                "layers": {
-                    name: {
-                        "bits": grid.bits, "group_size": grid.group_size, "symmetric": grid.symmetric,
-                        "error": errors[name].relative, "error_of": errors[name].of,
-                    }
-                    for name, grid in grids.items() if grid is not None
-                },
-            }  # fmt: skip
+            layers = {name: _row(grid, errors[name]) for name, grid in grids.items()}
+            report = {"fingerprint": fingerprint, "layers": layers}
             checkpoint.save(model, output, format, tokenizer=tokenizer, report=report)
             job.remove()
     except BaseException as error:
@@ -133,6 +221,14 @@ def quantize_folder(
             job.remove()
         raise
     return errors
+
+
+def _row(grid: QuantizationSpec | None, error: LayerError) -> dict[str, Any]:
+    """What the report says of a layer."""
+    row: dict[str, Any] = {"error": error.relative, "error_of": error.of}
+    if grid is not None:
+        row |= {"bits": grid.bits, "group_size": grid.group_size, "symmetric": grid.symmetric}
+    return row | ({"removed": error.removed} if error.removed else {})
 
 
 def _clear_finished(unfinished: Path, output: Path) -> None:
@@ -147,9 +243,7 @@ def _by_pattern(
     spec: QuantizationSpec, bits: Mapping[str, int], skip: Sequence[str], names: list[str]
 ) -> Callable[[str], QuantizationSpec | None]:
     """The grid of each layer by its name, None for those left in float."""
-    for pattern in (*bits, *skip):
-        if not fnmatch.filter(names, pattern):
-            raise ValueError(f"pattern {pattern!r} fits no layer; they are called {names[0]} to {names[-1]}")
+    _check_patterns((*bits, *skip), names)
     grids = {pattern: replace(spec, bits=value) for pattern, value in bits.items()}
 
     def choose(name: str) -> QuantizationSpec | None:
@@ -158,3 +252,9 @@ def _by_pattern(
         return next((grid for pattern, grid in reversed(grids.items()) if fnmatch.fnmatchcase(name, pattern)), spec)
 
     return choose
+
+
+def _check_patterns(patterns: Iterable[str], names: list[str]) -> None:
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise ValueError(f"pattern {pattern!r} fits no layer; they are called {names[0]} to {names[-1]}")

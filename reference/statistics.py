@@ -25,6 +25,11 @@ def interval(values: Sequence[float], *, level: float = 0.95) -> tuple[float, fl
 
     Source: Student 1908, "The probable error of a mean".
 
+    Example:
+        >>> middle, half = interval([1.0, 2.0, 3.0])
+        >>> f'{middle:.1f} ± {half:.2f}'
+        '2.0 ± 2.48'
+
     Chapter: pruning/lottery_ticket
     """
     from scipy.stats import t

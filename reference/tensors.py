@@ -30,6 +30,10 @@ def pack(values: Tensor, bits: int) -> Tensor:
         ValueError: ``bits`` is out of range, a value does not fit into it, or ``values`` is not
             an integer matrix.
 
+    Example:
+        >>> pack(torch.tensor([[1, 2, 3, 0]], dtype=torch.uint8), 4)
+        tensor([[801]], dtype=torch.int32)
+
     Chapter: quantization/post_training
     """
     if not 1 <= bits <= 8:
@@ -70,6 +74,10 @@ def unpack(packed: Tensor, bits: int, n: int) -> Tensor:
     Raises:
         ValueError: ``bits`` is out of range, or the number of words does not fit ``n`` and ``bits``.
 
+    Example:
+        >>> unpack(pack(torch.tensor([[5, 1, 7]], dtype=torch.uint8), 3), 3, 3)
+        tensor([[5, 1, 7]], dtype=torch.uint8)
+
     Chapter: quantization/post_training
     """
     if not 1 <= bits <= 8:
@@ -99,6 +107,10 @@ def storage_dtype(weight: Tensor) -> torch.dtype:
     """16-bit type for the scales of ``weight``: its own if it has 16 bits, else float16.
 
     A float32 weight whose grid would leave float16's normal range gets bfloat16.
+
+    Example:
+        >>> storage_dtype(torch.zeros(1, dtype=torch.bfloat16))
+        torch.bfloat16
 
     Chapter: quantization/post_training
     """

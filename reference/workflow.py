@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reference.calibration import Call, capture, walk, walk_blocks
+from reference.calibration import Call, capture, walk_blocks
 from reference.job import Job
-from reference.models.families import block_linears, blocks, family_of
+from reference.models.families import block_linears, family_of
 from reference.models.streaming import StreamedModel
 from reference.quantization import CalibrationWarning
 from reference.quantization.activations import ActivationSpec
@@ -82,7 +82,6 @@ def quantize(
     grids = check(model, spec, method=method, activations=activations, calibration=calibration)
     if streamed and job is None:
         raise ValueError("job is None; a streamed model needs one, to put finished blocks into")
-    static = activations is not None and activations.granularity == "static"
     transform, _, solver = method.rpartition("+")
     if method in ("awq", "smoothquant"):
         transform, solver = method, "round_to_nearest"
@@ -100,18 +99,7 @@ def quantize(
         _rescale(model, transform, grids, mine, alpha, progress, job, streamed, ranks)
     options = Options(solver, activations, damping, act_order, static_groups, scale_dtype)
     rounding = Rounding(model, grids, options, job=job, streamed=streamed, ranks=ranks, prepare=prepare)
-    if solver == "gptq" or static:
-        walk(
-            model, mine, observe=rounding.observe, solve=rounding.solve, enter=rounding.enter,
-            finish=rounding.finish, progress=progress,
-        )  # fmt: skip
-    else:
-        family = family_of(model)
-        for index in progress(list(range(len(blocks(model))))):
-            path = f"{family.blocks}.{index}"
-            rounding.enter(path)
-            rounding.solve(tuple(f"{path}.{name}" for group in family.sublayers for name in group))
-            rounding.finish(path)
+    rounding.run(mine, progress)
     if errors is not None:
         errors.update(rounding.errors)
     return model

@@ -12,6 +12,8 @@ from pathlib import Path
 import api_pages
 import book_execute
 import claims_page
+import gallery
+import learning_paths
 import recorded
 from book_paths import CACHE, ROOT, chapter_name, toc_pages
 
@@ -56,6 +58,10 @@ def stage(records: dict[Path, book_execute.Record]) -> Path:
     os.makedirs(generated)
     claims_page.write(generated, {chapter_name(notebook) for notebook in records})
     (generated / "run_times.md").write_text(run_times(records))
+    (generated / "learning_paths.md").write_text(
+        learning_paths.page({n: record.seconds for n, record in records.items()})
+    )
+    gallery.write({notebook: book_execute.EXECUTED / notebook for notebook in records}, generated)
     (generated / "recorded_results.md").write_text(recorded.page())
     shutil.copyfile(ROOT / "reference/models/tutorial/README.md", generated / "model_card.md")
     api_pages.write(SOURCE / "book" / "api")

@@ -46,6 +46,20 @@ def inputs_digest() -> str:
     return digest(files_below(*own))
 
 
+def state_of(records: dict) -> str:
+    """What a build was made from, as its stamp keeps it."""
+    return "\n".join([inputs_digest(), *(f"{n} {r.key} {r.seconds}" for n, r in records.items())])
+
+
+def is_current() -> bool:
+    """Whether the site was built from the source as it is now."""
+    wanted = book_execute.keys(notebooks())
+    records = {notebook: book_execute.read_record(notebook) for notebook in wanted}
+    if any(record is None or record.key != wanted[notebook] for notebook, record in records.items()):
+        return False
+    return STAMP.is_file() and STAMP.read_text() == state_of(records)
+
+
 def report(records: dict, seconds: float) -> None:
     width = max((len(str(notebook)) for notebook in records), default=8)
     print(f"\n{'notebook':{width}}  seconds  elapsed")
@@ -58,7 +72,7 @@ def report(records: dict, seconds: float) -> None:
 def main() -> None:
     start = time.monotonic()
     records = book_execute.execute(notebooks())
-    state = "\n".join([inputs_digest(), *(f"{n} {r.key} {r.seconds}" for n, r in records.items())])
+    state = state_of(records)
     if not (STAMP.is_file() and STAMP.read_text() == state and (HTML / "index.html").is_file()):
         STAMP.unlink(missing_ok=True)
         source = book_stage.stage(records)

@@ -99,6 +99,8 @@ def _summary(claims: list[Claim]) -> str:
 def _ours(claim: Claim, chapters: set[str]) -> str:
     chapter = claim["chapter"]
     link = f"[{chapter}](/notebooks/{chapter}.ipynb)" if chapter in chapters else f"`{chapter}`"
+    if chapter == "takeaways":
+        link = "[takeaways](/book/takeaways.md)"
     return f"{claim['ours']} ({link})" if chapter else claim["ours"]
 
 

@@ -11,7 +11,15 @@ from pathlib import Path
 import chapter_rules
 from book_paths import ROOT, chapter_name
 
-EXEMPT = ("reference.cli", "reference.cli_compress", "reference.figures", "reference.__main__")
+EXEMPT = (
+    "reference.cli",
+    "reference.cli_compress",
+    "reference.cli_prune",
+    "reference.cli_shared",
+    "reference.cli_workflow",
+    "reference.figures",
+    "reference.__main__",
+)
 LINE = re.compile(r"^\s*Chapter: (.+?)\s*$", re.MULTILINE)
 ROLE = re.compile(r"\{py:(?:func|class)\}`(?:[^`<]*<)?~?([\w.]+)>?`")
 NONE = re.compile(r"none \(.+\)")

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TORCH = "torch==2.13.0"
 TORCH_NEEDS = ["filelock", "typing-extensions", "sympy", "networkx", "jinja2", "fsspec", "setuptools"]
 CONSTRAINTS = ["triton<3.8"]  # torch 2.13 is built with Triton 3.7
-EXTRAS = ("hub", "triton", "book", "test")
+EXTRAS = ("hub", "triton", "serving", "book", "test")
 
 
 def requirements(pyproject: dict) -> list[str]:

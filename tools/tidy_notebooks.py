@@ -7,6 +7,7 @@ their canonical text; the metadata are the same everywhere.
 import copy
 import json
 import re
+import sys
 import uuid
 from pathlib import Path
 
@@ -55,15 +56,21 @@ def write(notebook: chapter_rules.Notebook, path: Path) -> None:
     path.write_text(re.sub(r"\[\s+\]", "[]", text) + "\n")
 
 
-def main() -> None:
+def main() -> int:
+    check = "--check" in sys.argv[1:]  # say what would change, and change nothing
+    changed = 0
     for path in sorted((ROOT / "notebooks").rglob("*.ipynb")):
         if ".ipynb_checkpoints" in path.parts:
             continue
         before = path.read_text()
         write(tidy(chapter_rules.load(path), path.relative_to(ROOT), address.address()), path)
         if path.read_text() != before:
+            changed += 1
             print(path.relative_to(ROOT))
+            if check:
+                path.write_text(before)
+    return int(check and changed > 0)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

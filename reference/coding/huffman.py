@@ -49,6 +49,11 @@ def encode(
 
     Source: Han, Mao and Dally 2016, section 4; Huffman 1952.
 
+    Example:
+        >>> symbols = np.array([0, 0, 1, 0, 2], dtype=np.uint8)
+        >>> bool((decode(encode(symbols)) == symbols).all())
+        True
+
     Chapter: pruning/deep_compression
     """
     _check(symbols, max_length, chunk, group)

@@ -12,6 +12,10 @@ def plane_widths(bits: int) -> list[int]:
     Raises:
         ValueError: ``bits`` is not 1 to 8.
 
+    Example:
+        >>> plane_widths(7)
+        [4, 2, 1]
+
     Chapter: advanced/kernels
     """
     if not 1 <= bits <= 8:

@@ -20,6 +20,10 @@ def entropy(freq: np.ndarray) -> float:
 
     Source: Shannon 1948.
 
+    Example:
+        >>> entropy(np.array([2, 1, 1]))
+        1.5
+
     Chapter: pruning/deep_compression
     """
     count = _counts(freq)
@@ -46,6 +50,10 @@ def code_lengths(freq: np.ndarray, max_length: int | None = None) -> np.ndarray:
             2^54, or ``max_length`` bits cannot tell the symbols apart.
 
     Source: Larmore and Hirschberg 1990; Huffman 1952.
+
+    Example:
+        >>> code_lengths(np.array([5, 2, 1, 1]))
+        array([1, 2, 3, 3], dtype=uint8)
 
     Chapter: pruning/deep_compression
     """
@@ -84,6 +92,10 @@ def canonical_codes(lengths: np.ndarray) -> np.ndarray:
             these lengths (Kraft's sum is above 1).
 
     Source: RFC 1951, section 3.2.2.
+
+    Example:
+        >>> canonical_codes(np.array([1, 2, 3, 3]))
+        array([0, 2, 6, 7])
 
     Chapter: pruning/deep_compression
     """

@@ -29,6 +29,10 @@ def relative(positions: Tensor, bits: int, total: int) -> tuple[Tensor, Tensor]:
 
     Source: Han et al. 2016, section 2 and figure 2; the counting from −1 as in the authors' decoder.
 
+    Example:
+        >>> relative(torch.tensor([1, 7]), 2, 8)
+        (tensor([1, 3, 1]), tensor([False,  True, False]))
+
     Chapter: pruning/deep_compression
     """
     _check_bits(bits)
@@ -92,6 +96,10 @@ def expected_fillers(density: float, bits: int) -> float:
 
     Source: derived in the chapter.
 
+    Example:
+        >>> round(float(expected_fillers(0.5, 2)), 4)
+        0.0667
+
     Chapter: pruning/deep_compression
     """
     _check_bits(bits)
@@ -110,6 +118,10 @@ def bits_per_nonzero(density: float, value_bits: int, index_bits: int) -> float:
         index_bits: width of a field.
 
     Source: derived in the chapter.
+
+    Example:
+        >>> bits_per_nonzero(1.0, 5, 4)
+        9.0
 
     Chapter: pruning/deep_compression
     """

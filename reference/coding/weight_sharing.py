@@ -123,6 +123,10 @@ def assign(values: Tensor, centroids: Tensor) -> Tensor:
     Returns:
         int64 of the shape of ``values``; of two equally near centroids the lower index.
 
+    Example:
+        >>> assign(torch.tensor([0.1, 0.9, 2.2]), torch.tensor([0.0, 1.0, 2.0]))
+        tensor([0, 1, 2])
+
     Chapter: pruning/deep_compression
     """
     distinct, first = np.unique(centroids.detach().cpu().double().numpy(), return_index=True)
@@ -140,6 +144,10 @@ def squared_error(values: Tensor, centroids: Tensor) -> float:
         centroids: ``[k]``, ascending.
 
     Source: Han et al. 2016, eq. 2.
+
+    Example:
+        >>> squared_error(torch.tensor([0.0, 3.0]), torch.tensor([1.0]))
+        5.0
 
     Chapter: pruning/deep_compression
     """
@@ -168,6 +176,10 @@ def optimal_kmeans(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
         ValueError: ``k`` is out of range, or a value is missing or not finite.
 
     Source: Wang and Song 2011, "Ckmeans.1d.dp"; the divide and conquer is Grønlund et al. 2017.
+
+    Example:
+        >>> optimal_kmeans(torch.tensor([0.0, 1.0, 10.0, 11.0]), 2)
+        (tensor([ 0.5000, 10.5000], dtype=torch.float64), tensor([0, 0, 1, 1]))
 
     Chapter: pruning/deep_compression
     """
@@ -279,6 +291,10 @@ def compression_rate(connections: int, bits: int, centroids: int) -> float:
         ValueError: an argument is out of range.
 
     Source: Han et al. 2016, eq. 1.
+
+    Example:
+        >>> round(float(compression_rate(16, 2, 4)), 3)
+        0.8
 
     Chapter: pruning/deep_compression
     """

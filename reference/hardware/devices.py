@@ -23,7 +23,7 @@ class Device:
         last_cache: bytes of the last cache before memory, or None.
         multiprocessors: streaming multiprocessors or cores, or None.
         clock: cycles per second of the multiprocessors to which the rates belong, or None.
-        kind: "GPU", "CPU" or "laptop".
+        kind: "GPU", "CPU", "laptop" or "phone".
         cite: keys of the book's bibliography.
         unchecked: names of fields that we could not compare with the source.
 

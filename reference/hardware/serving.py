@@ -124,6 +124,46 @@ def step_seconds(
     )
 
 
+def prefill_seconds(
+    shape: DecoderShape,
+    scheme: Scheme,
+    device: Device,
+    *,
+    batch: int,
+    prompt: int,
+    memory_efficiency: float = 1.0,
+    rate_efficiency: float = 1.0,
+) -> float:
+    """Time to read ``batch`` prompts of ``prompt`` tokens: every layer once, over all tokens together.
+
+    A token attends to itself and those before it, ``(prompt + 1) / 2`` on average; logits are those of the last token.
+
+    Args:
+        shape: the model.
+        scheme: of the blocks' linear layers, and of the cache.
+        device: its ceilings.
+        batch: sequences.
+        prompt: tokens of each.
+        memory_efficiency: as in `roofline.seconds`.
+        rate_efficiency: as in `roofline.seconds`.
+
+    Raises:
+        ValueError: ``prompt`` or ``batch`` is below 1, or as `roofline.seconds`.
+
+    Chapter: deployment/trade_offs
+    """
+    if prompt < 1:
+        raise ValueError(f"prompt is {prompt}; it may be 1 or more")
+    work = [linear(scheme, batch * prompt, n, k) for n, k in shape.linears()] * shape.layers
+    work.append(linear(SCHEMES["W16A16"], batch, shape.vocabulary, shape.hidden))
+    pairs = batch * prompt * (prompt + 1) / 2
+    operations = 4.0 * shape.layers * shape.heads * shape.head_size * pairs
+    work.append(Work(0.0, cache_bytes(shape, scheme.cache_bits, prompt, batch), operations, "16-bit"))
+    return sum(
+        seconds(part, device, memory_efficiency=memory_efficiency, rate_efficiency=rate_efficiency) for part in work
+    )
+
+
 def tokens_per_second(
     shape: DecoderShape,
     scheme: Scheme,

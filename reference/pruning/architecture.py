@@ -72,6 +72,10 @@ def parameters(sizes: Sequence[int]) -> int:
     Raises:
         ValueError: there are fewer levels, or one is below 1.
 
+    Example:
+        >>> parameters([784, 300, 100, 10])
+        266610
+
     Chapter: pruning/lottery_ticket
     """
     if len(sizes) < 2 or min(sizes) < 1:

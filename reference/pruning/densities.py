@@ -25,6 +25,10 @@ def uniform_densities(shapes: Shapes, density: float, *, dense: Collection[str] 
 
     Source: Evci et al. 2020, section 3, who keep the first layer dense.
 
+    Example:
+        >>> uniform_densities({'a': (10, 20), 'b': (5, 10)}, 0.2)
+        {'a': 0.2, 'b': 0.2}
+
     Chapter: pruning/lottery_ticket
     """
     check_density(density)
@@ -89,6 +93,10 @@ def kept_counts(shapes: Shapes, densities: Mapping[str, float]) -> dict[str, int
 
     Raises:
         ValueError: names differ, or a density is out of range.
+
+    Example:
+        >>> kept_counts({'a': (10, 20)}, {'a': 0.25})
+        {'a': 50}
 
     Chapter: pruning/lottery_ticket
     """

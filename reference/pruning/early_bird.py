@@ -90,6 +90,10 @@ def chance_distance(density: float) -> float:
     Raises:
         ValueError: ``density`` is out of range.
 
+    Example:
+        >>> chance_distance(0.5)
+        0.5
+
     Chapter: pruning/lottery_ticket
     """
     check_density(density)

@@ -62,6 +62,10 @@ def removed_count(sparsity: float, total: int, count_rule: str = "round") -> int
     Raises:
         ValueError: ``sparsity`` is out of range, or the rule is unknown.
 
+    Example:
+        >>> removed_count(0.5, 5)
+        2
+
     Chapter: pruning/magnitude
     """
     if not 0 <= sparsity < 1:
@@ -100,6 +104,11 @@ def mask(
         ValueError: ``sparsity`` is out of range, a rule is unknown, a weight is NaN, or the shape of ``alive`` differs.
 
     Source: Han et al. 2015, "Learning both weights and connections", section 3.
+
+    Example:
+        >>> mask(torch.tensor([[0.1, -3.0], [2.0, 0.2]]), 0.5)
+        tensor([[False,  True],
+                [ True, False]])
 
     Chapter: overview, pruning/magnitude
     """
@@ -143,6 +152,10 @@ def global_masks(
             shape in ``alive`` differs, or ``dense`` names a tensor that is not there.
 
     Source: Frankle and Carbin 2019, section 3, for ranking over all layers; ``dense`` as in open_lth.
+
+    Example:
+        >>> global_masks({'a': torch.tensor([5.0, 4.0]), 'b': torch.tensor([0.1, 3.0])}, 0.5)
+        {'a': tensor([ True, False]), 'b': tensor([False,  True])}
 
     Chapter: pruning/magnitude
     """
@@ -195,6 +208,11 @@ def row_mask(
     Source: Sun et al. 2024, "A simple and effective pruning approach for large language models", section 3, who
     compare within rows.
 
+    Example:
+        >>> row_mask(torch.tensor([[0.1, -3.0], [2.0, 0.2]]), 0.5)
+        tensor([[False,  True],
+                [ True, False]])
+
     Chapter: pruning/magnitude
     """
     if weight.ndim < 2:
@@ -222,6 +240,10 @@ def n_of_m(weight: Tensor, n: int, m: int) -> Tensor:
             fewer than two dimensions.
 
     Source: Mishra et al. 2021, "Accelerating sparse deep neural networks", section 3.
+
+    Example:
+        >>> n_of_m(torch.tensor([[0.1, -3.0, 2.0, 0.2]]), 2, 4)
+        tensor([[False,  True,  True, False]])
 
     Chapter: pruning/magnitude
     """

@@ -32,6 +32,10 @@ def gradual(step: int, *, initial: float, final: float, begin_step: int, n_updat
 
     Source: Zhu and Gupta 2017, eq. 1.
 
+    Example:
+        >>> [round(gradual(step, initial=0.0, final=0.8, begin_step=0, n_updates=2), 3) for step in range(4)]
+        [0.0, 0.7, 0.8, 0.8]
+
     Chapter: pruning/magnitude
     """
     if n_updates < 1 or every < 1:
@@ -61,6 +65,10 @@ def cubic(step: int, total: int, initial: float, final: float, warmup: int, cool
             range. Short runs with settings made for long ones end here.
 
     Source: Sanh et al. 2020, "Movement pruning", eq. 4 and the authors' code.
+
+    Example:
+        >>> [cubic(step, 10, 1.0, 0.1, warmup=2, cooldown=2) for step in (0, 2, 8, 10)]
+        [1.0, 1.0, 0.1, 0.1]
 
     Chapter: pruning/magnitude
     """

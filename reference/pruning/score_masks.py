@@ -75,6 +75,10 @@ def topk_mask(scores: Tensor, keep: float) -> Tensor:
 
     Source: Sanh et al. 2020, "Movement pruning", section 4 (Top\\ :sub:`v`); the count as in the authors' code.
 
+    Example:
+        >>> topk_mask(torch.tensor([0.3, -1.0, 2.0, 0.1]), 0.5)
+        tensor([1., 0., 1., 0.])
+
     Chapter: pruning/movement
     """
     return straight_through(scores, _largest(scores.detach(), _count(keep, scores.numel())))
@@ -152,6 +156,10 @@ def magnitude_mask(weight: Tensor, keep: float) -> Tensor:
         ValueError: ``keep`` is out of range.
 
     Source: as run beside movement pruning by Sanh et al. 2020, section 5.
+
+    Example:
+        >>> magnitude_mask(torch.tensor([0.3, -1.0, 2.0, 0.1]), 0.5)
+        tensor([0., 1., 1., 0.])
 
     Chapter: pruning/movement
     """

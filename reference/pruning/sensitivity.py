@@ -77,6 +77,10 @@ def by_tolerance(
 
     Source: Han et al. 2015, section 3.
 
+    Example:
+        >>> round(by_tolerance({'a': [0.9, 0.89, 0.5]}, [0.0, 0.5, 0.9], 0.9, 0.02)['a'], 3)
+        0.51
+
     Chapter: pruning/magnitude
     """
     grid = _grid(scores, sparsities)

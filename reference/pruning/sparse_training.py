@@ -113,6 +113,10 @@ def update_fraction(step: int, *, end_step: int, fraction: float = 0.3) -> float
 
     Source: Evci et al. 2020, section 3, "update schedule".
 
+    Example:
+        >>> [update_fraction(step, end_step=100) for step in (0, 100)]
+        [0.3, 0.0]
+
     Chapter: pruning/lottery_ticket
     """
     if step < 0 or end_step < 1:
@@ -132,6 +136,10 @@ def update_steps(*, every: int, end_step: int) -> list[int]:
         ValueError: ``every`` is below 1.
 
     Source: Evci et al. 2020, algorithm 1.
+
+    Example:
+        >>> update_steps(every=10, end_step=40)
+        [10, 20, 30]
 
     Chapter: pruning/lottery_ticket
     """

@@ -33,6 +33,10 @@ def keep_best(scores: Mapping[str, Tensor], ratio: float, *, multiple: int = 1) 
     Raises:
         ValueError: an argument is out of range, or a score is not finite.
 
+    Example:
+        >>> keep_best({'heads': torch.tensor([0.1, 3.0, 2.0, 0.5])}, 0.5)
+        {'heads': tensor([False,  True,  True, False])}
+
     Chapter: pruning/structured
     """
     if not 0 <= ratio < 1:

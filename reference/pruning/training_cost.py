@@ -52,6 +52,10 @@ def static_products(forward: int, examples: int) -> int:
 
     Source: Evci et al. 2020, appendix on FLOPs.
 
+    Example:
+        >>> static_products(1000, 20)
+        60000
+
     Chapter: pruning/lottery_ticket
     """
     _check(forward=forward, examples=examples)

@@ -66,6 +66,10 @@ def channel_scale(size: Tensor, ratio: float) -> Tensor:
 
     Source: Lin et al. 2024, eq. 5; clamp and centring are the authors' code.
 
+    Example:
+        >>> channel_scale(torch.tensor([4.0, 1.0, 0.25]), 0.5)
+        tensor([2.0000, 1.0000, 0.5000])
+
     Chapter: quantization/awq
     """
     scale = size.float().pow(ratio).clamp(min=1e-4)

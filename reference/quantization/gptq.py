@@ -17,22 +17,20 @@ later columns as one matrix product (the "lazy batch").
     ===== ============== ================================
 """
 
-import warnings
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from reference.quantization import CalibrationWarning, grid
+from reference.quantization import grid
 from reference.quantization.grid import QuantizationSpec
-from reference.quantization.hessian import HessianAccumulator, all_finite
+from reference.quantization.hessian import HessianAccumulator, check, factor_dtype, inverse_factor
 from reference.tensors import QuantizedTensor
 
 __all__ = ["HessianAccumulator", "Solution", "quantize_layer", "solve"]
 
 #: Columns updated one at a time before their joint effect goes to the rest of the block.
 INNER_BLOCK = 16
-DAMPING_STEPS = 12
 
 
 class Solution(NamedTuple):
@@ -86,6 +84,13 @@ def quantize_layer(
 
     Source: Frantar et al. 2023, algorithm 1, and the authors' ``fasterquant``.
 
+    Example:
+        >>> weight, hessian = torch.tensor([[0.3, 0.4]]), torch.tensor([[2.0, 1.9], [1.9, 2.0]])
+        >>> spec = QuantizationSpec(2, symmetric=True)
+        >>> packed = quantize_layer(weight, hessian, spec)
+        >>> [packed.codes.shape, packed.scale.shape]
+        [torch.Size([1, 2]), torch.Size([1, 1])]
+
     Chapter: quantization/gptq
     """
     found = solve(
@@ -113,11 +118,11 @@ def solve(
     Chapter: quantization/gptq
     """
     grid.check_weight(weight, spec, name)
-    _check(weight, hessian, damping, block_size, name)
+    check(weight, hessian, damping, block_size, name)
     rows, columns = weight.shape
     group_size = spec.group_size or columns
     dynamic = spec.group_size is not None and not static_groups
-    diagonal = hessian.diagonal().to(_factor_dtype(hessian), copy=True)
+    diagonal = hessian.diagonal().to(factor_dtype(hessian), copy=True)
     dead = diagonal == 0
     diagonal[dead] = 1
     order = diagonal.argsort(descending=True, stable=True) if act_order else torch.arange(columns, device=weight.device)
@@ -132,7 +137,7 @@ def solve(
             line.copy_(found.T)
     if act_order:
         W = W[order]
-    U, used = _factor(hessian, order if act_order else None, diagonal[order], damping, name)
+    U, used = inverse_factor(hessian, order if act_order else None, diagonal[order], damping, name)
 
     pivots = U.diagonal().tolist()
     group_of = ((torch.arange(columns) if dynamic else order.cpu()) // group_size).tolist()
@@ -179,53 +184,3 @@ def _whole_row(part: Tensor, spec: QuantizationSpec, scale_dtype: torch.dtype) -
         else grid.min_max_range(part.unsqueeze(1), spec)
     )
     return grid.scale_and_zero_point(low, high, spec, scale_dtype=scale_dtype)
-
-
-def _factor_dtype(hessian: Tensor) -> torch.dtype:
-    return torch.float64 if hessian.dtype == torch.float64 else torch.float32
-
-
-def _factor(hessian: Tensor, order: Tensor | None, diagonal: Tensor, damping: float, name: str) -> tuple[Tensor, float]:
-    """Upper triangular ``U`` with ``(H + λI)⁻¹ = Uᵀ U``, and the damping that it took.
-
-    ``diagonal`` is that of the Hessian in ``order``; it replaces what the Hessian has there.
-    """
-    info = torch.empty((), dtype=torch.int32, device=hessian.device)
-    used = damping
-    for _ in range(DAMPING_STEPS):
-        copy = hessian.clone() if order is None else hessian[order[:, None], order]
-        # Column by column, as LAPACK counts, so that each of the three steps overwrites the one copy.
-        U = copy.to(diagonal.dtype).mT
-        U.diagonal().copy_(diagonal + used * diagonal.mean())
-        torch.linalg.cholesky_ex(U, out=(U, info))
-        if not info:
-            torch.cholesky_inverse(U, out=U)
-            torch.linalg.cholesky_ex(U, upper=True, out=(U, info))
-        # A value that is not finite anywhere in a column of U makes its diagonal so too; the solver divides by it.
-        if not info and all_finite(U.diagonal().float()) and U.diagonal().float().all():
-            if used != damping:
-                warnings.warn(
-                    f"{name}: the Hessian could not be factorised with damping {damping:g}; {used:g} was used. "
-                    "More, or more varied, calibration text is the cure",
-                    CalibrationWarning,
-                    stacklevel=4,
-                )
-            return U.float(), used
-        used = max(used * 2, 1e-4)
-    raise ValueError(f"hessian of {name} cannot be factorised even with damping {used / 2:g}; is it symmetric?")
-
-
-def _check(weight: Tensor, hessian: Tensor, damping: float, block_size: int, name: str) -> None:
-    size = weight.shape[1]
-    if tuple(hessian.shape) != (size, size):
-        raise ValueError(f"hessian of {name} has shape {tuple(hessian.shape)}; the weight needs {(size, size)}")
-    if not all_finite(hessian):
-        raise ValueError(f"hessian of {name} holds NaN or infinite values; the activations overflowed")
-    if (hessian.diagonal() < 0).any():
-        raise ValueError(f"hessian of {name} has negative diagonal entries; it is a sum of squares")
-    if not hessian.diagonal().any():
-        raise ValueError(f"hessian of {name} is zero; no calibration input other than zero has reached this layer")
-    if not 0 <= damping < 1e3:
-        raise ValueError(f"damping is {damping}; it may be 0 or more (0.01 is usual)")
-    if block_size < 1:
-        raise ValueError(f"block_size is {block_size}; it may be 1 or more")

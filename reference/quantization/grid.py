@@ -90,6 +90,12 @@ def check_weight(weight: Tensor, spec: QuantizationSpec, name: str = "weight") -
             the group size. A short last group is refused because the loaders refuse it (vLLM)
             or disagree on its scale.
 
+    Example:
+        >>> check_weight(torch.ones(2, 6), QuantizationSpec(4, group_size=4), 'head')
+        Traceback (most recent call last):
+            ...
+        ValueError: group_size 4 does not divide the 6 inputs of head; no usual group size divides it, and None (one scale per output channel) always fits
+
     Chapter: quantization/post_training
     """
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
@@ -112,6 +118,10 @@ def check_weight(weight: Tensor, spec: QuantizationSpec, name: str = "weight") -
 def split_groups(weight: Tensor, spec: QuantizationSpec) -> Tensor:
     """View ``[out, in]`` as ``[out, groups, size]``, or ``[1, 1, out·in]`` per tensor.
 
+    Example:
+        >>> split_groups(torch.zeros(2, 8), QuantizationSpec(4, group_size=4)).shape
+        torch.Size([2, 2, 4])
+
     Chapter: quantization/post_training
     """
     if spec.per_tensor:
@@ -129,6 +139,10 @@ def min_max_range(groups: Tensor, spec: QuantizationSpec) -> tuple[Tensor, Tenso
         ``(low, high)``, each ``[...]``. An all-zero group gets (−1, 1), so that no scale is zero.
 
     Source: Frantar et al. 2023, the authors' ``Quantizer``.
+
+    Example:
+        >>> min_max_range(torch.tensor([[0.5, 2.0], [0.0, 0.0]]), QuantizationSpec(4))
+        (tensor([ 0., -1.]), tensor([2., 1.]))
 
     Chapter: quantization/post_training
     """
@@ -151,6 +165,10 @@ def percentile_range(groups: Tensor, spec: QuantizationSpec, percentile: float) 
 
     Raises:
         ValueError: ``percentile`` out of range.
+
+    Example:
+        >>> percentile_range(torch.arange(-4.0, 5.0)[None], QuantizationSpec(4), 75)
+        (tensor([-2.]), tensor([2.]))
 
     Chapter: quantization/post_training
     """
@@ -188,6 +206,10 @@ def scale_and_zero_point(
     Raises:
         ValueError: the step, or an end of the grid, does not fit into ``scale_dtype``.
 
+    Example:
+        >>> scale_and_zero_point(torch.tensor(-1.0), torch.tensor(2.0), QuantizationSpec(2))
+        (tensor(1.), tensor(1, dtype=torch.int32))
+
     Chapter: quantization/post_training
     """
     low, high = low.float(), high.float()
@@ -216,6 +238,10 @@ def scale_and_zero_point(
 def round_up(values: Tensor, dtype: torch.dtype) -> Tensor:
     """The nearest numbers of ``dtype`` that are not below the positive ``values``.
 
+    Example:
+        >>> float(round_up(torch.tensor(0.1), torch.bfloat16)) >= 0.1
+        True
+
     Chapter: none (storage detail of :func:`scale_and_zero_point`)
     """
     if dtype == torch.float32:
@@ -236,6 +262,12 @@ def quantize(weight: Tensor, scale: Tensor, zero_point: Tensor, spec: Quantizati
     Returns:
         uint8 ``[out, in]``, each in ``[0, 2^bits − 1]``; values beyond the grid take its ends.
 
+    Example:
+        >>> spec = QuantizationSpec(2)
+        >>> scale, zero = torch.tensor([[1.0]]), torch.tensor([[1]], dtype=torch.int32)
+        >>> quantize(torch.tensor([[-1.0, 0.2, 1.6, 9.0]]), scale, zero, spec)
+        tensor([[0, 1, 3, 3]], dtype=torch.uint8)
+
     Chapter: quantization/post_training
     """
     groups = split_groups(weight, spec).float()
@@ -252,6 +284,12 @@ def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor, spec: Quantizat
 
     Returns:
         ``[out, in]`` in ``scale.dtype``: give the scale in a wider type for a wider result.
+
+    Example:
+        >>> spec = QuantizationSpec(2)
+        >>> scale, zero = torch.tensor([[0.5]]), torch.tensor([[1]], dtype=torch.int32)
+        >>> dequantize(torch.tensor([[0, 1, 2, 3]], dtype=torch.uint8), scale, zero, spec)
+        tensor([[-0.5000,  0.0000,  0.5000,  1.0000]])
 
     Chapter: quantization/post_training
     """
@@ -282,6 +320,12 @@ def search_range(
         ``(low, high)``, each ``[...]``.
 
     Source: Frantar et al. 2023, the authors' ``Quantizer`` with ``mse=True``.
+
+    Example:
+        >>> groups = torch.cat([torch.linspace(-1, 1, 63), torch.tensor([8.0])])[None]
+        >>> low, high = search_range(groups, QuantizationSpec(2))
+        >>> bool(high < 8)
+        True
 
     Chapter: quantization/post_training
     """
@@ -314,6 +358,10 @@ def fit(weight: Tensor, spec: QuantizationSpec, *, scale_dtype: torch.dtype = to
 
     Raises:
         TypeError, ValueError: as :func:`check_weight` and :func:`scale_and_zero_point`.
+
+    Example:
+        >>> fit(torch.tensor([[-1.0, 0.0, 2.0, 0.5]]), QuantizationSpec(2))
+        (tensor([[1.]]), tensor([[1]], dtype=torch.int32))
 
     Chapter: quantization/post_training
     """

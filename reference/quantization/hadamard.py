@@ -78,6 +78,10 @@ def transform(x: Tensor) -> Tensor:
 
     Source: the butterfly of the fast Walsh-Hadamard transform, after the core's product.
 
+    Example:
+        >>> transform(torch.tensor([1.0, 0.0, 0.0, 0.0]))
+        tensor([0.5000, 0.5000, 0.5000, 0.5000])
+
     Chapter: quantization/activations
     """
     n = x.shape[-1]
@@ -105,6 +109,11 @@ def matrix(n: int, seed: int | None = None) -> Tensor:
 
     Raises:
         ValueError: ``n`` is no order that can be made here.
+
+    Example:
+        >>> h = matrix(4)
+        >>> torch.allclose(h @ h.T, torch.eye(4, dtype=h.dtype), atol=1e-6)
+        True
 
     Chapter: quantization/activations
     """

@@ -4,11 +4,16 @@ The error of a row, :math:`\lVert (w - \hat w) X^\top \rVert^2`, is quadratic, a
 :math:`2 X^\top X` is the same for every row and every :math:`w`: one matrix a layer input.
 """
 
+import warnings
+
 import torch
 from scipy.linalg import blas
 from torch import Tensor
 
+from reference.quantization import CalibrationWarning
+
 MIRROR_BLOCK = 256
+DAMPING_STEPS = 12
 
 
 class HessianAccumulator:
@@ -95,3 +100,83 @@ def all_finite(values: Tensor) -> bool:
     """
     low, high = values.aminmax()  # NaN wins both
     return bool(low.isfinite() & high.isfinite())
+
+
+def factor_dtype(hessian: Tensor) -> torch.dtype:
+    """Type that a Hessian is factorised in: float64 where it has that, else float32.
+
+    Chapter: none (linear algebra)
+    """
+    return torch.float64 if hessian.dtype == torch.float64 else torch.float32
+
+
+def inverse_factor(
+    hessian: Tensor, order: Tensor | None, diagonal: Tensor, damping: float, name: str
+) -> tuple[Tensor, float]:
+    """Upper triangular ``U`` with ``(H + λI)⁻¹ = Uᵀ U``, and the damping that it took.
+
+    Args:
+        hessian: ``[in, in]``.
+        order: int64 ``[in]``, in which its rows and columns are taken; None for as they are.
+        diagonal: ``[in]``, that of the Hessian in ``order``; it replaces what the Hessian has there.
+        damping: λ as a fraction of the mean of ``diagonal``; doubled until the factorisation succeeds.
+        name: what to call the layer.
+
+    Returns:
+        ``U`` in float32, and the fraction that was used.
+
+    Raises:
+        ValueError: no damping up to 2^11 times as much was enough.
+
+    Warns:
+        CalibrationWarning: more damping was used than asked for.
+
+    Chapter: none (linear algebra)
+    """
+    info = torch.empty((), dtype=torch.int32, device=hessian.device)
+    used = damping
+    for _ in range(DAMPING_STEPS):
+        copy = hessian.clone() if order is None else hessian[order[:, None], order]
+        # Column by column, as LAPACK counts, so that each of the three steps overwrites the one copy.
+        U = copy.to(diagonal.dtype).mT
+        U.diagonal().copy_(diagonal + used * diagonal.mean())
+        torch.linalg.cholesky_ex(U, out=(U, info))
+        if not info:
+            torch.cholesky_inverse(U, out=U)
+            torch.linalg.cholesky_ex(U, upper=True, out=(U, info))
+        # A value that is not finite anywhere in a column of U makes its diagonal so too; the solver divides by it.
+        if not info and all_finite(U.diagonal().float()) and U.diagonal().float().all():
+            if used != damping:
+                warnings.warn(
+                    f"{name}: the Hessian could not be factorised with damping {damping:g}; {used:g} was used. "
+                    "More, or more varied, calibration text is the cure",
+                    CalibrationWarning,
+                    stacklevel=4,  # the caller of the solver
+                )
+            return U.float(), used
+        used = max(used * 2, 1e-4)
+    raise ValueError(f"hessian of {name} cannot be factorised even with damping {used / 2:g}; is it symmetric?")
+
+
+def check(weight: Tensor, hessian: Tensor, damping: float, block_size: int, name: str) -> None:
+    """Refuse what no column-by-column solver can use.
+
+    Raises:
+        ValueError: shapes do not match, the Hessian is not finite, negative on its diagonal or zero, or ``damping`` or
+            ``block_size`` is out of range.
+
+    Chapter: none (check)
+    """
+    size = weight.shape[1]
+    if tuple(hessian.shape) != (size, size):
+        raise ValueError(f"hessian of {name} has shape {tuple(hessian.shape)}; the weight needs {(size, size)}")
+    if not all_finite(hessian):
+        raise ValueError(f"hessian of {name} holds NaN or infinite values; the activations overflowed")
+    if (hessian.diagonal() < 0).any():
+        raise ValueError(f"hessian of {name} has negative diagonal entries; it is a sum of squares")
+    if not hessian.diagonal().any():
+        raise ValueError(f"hessian of {name} is zero; no calibration input other than zero has reached this layer")
+    if not 0 <= damping < 1e3:
+        raise ValueError(f"damping is {damping}; it may be 0 or more (0.01 is usual)")
+    if block_size < 1:
+        raise ValueError(f"block_size is {block_size}; it may be 1 or more")

@@ -31,6 +31,12 @@ def straight_through(value: Tensor, x: Tensor) -> Tensor:
 
     Source: Bengio et al. 2013.
 
+    Example:
+        >>> x = torch.tensor(0.7, requires_grad=True)
+        >>> straight_through(x.round(), x).backward()
+        >>> x.grad
+        tensor(1.)
+
     Chapter: quantization/quantization_aware
     """
     # x - x is exactly zero; x + (value - x) would round.
@@ -98,6 +104,10 @@ def gradient_factor(count: int, qmax: int) -> float:
         ValueError: not positive.
 
     Source: Esser et al. 2020, section 2.2.
+
+    Example:
+        >>> gradient_factor(400, 4)
+        0.025
 
     Chapter: quantization/quantization_aware
     """

@@ -26,6 +26,11 @@ def quantize_layer(
     Raises:
         TypeError, ValueError: as :func:`reference.quantization.grid.check_weight`.
 
+    Example:
+        >>> packed = quantize_layer(torch.tensor([[-1.0, 0.0, 2.0, 0.4]]), QuantizationSpec(2))
+        >>> packed.dequantize()
+        tensor([[-1.,  0.,  2.,  0.]], dtype=torch.float16)
+
     Chapter: quantization/post_training
     """
     grid.check_weight(weight, spec, name)

@@ -53,6 +53,10 @@ def smoothing_factors(activation_absmax: Tensor, weight_absmax: Tensor, alpha: f
 
     Source: Xiao et al. 2023, eq. 4; the clamps are those of the authors' ``smooth_ln_fcs``.
 
+    Example:
+        >>> smoothing_factors(torch.tensor([16.0, 1.0]), torch.tensor([1.0, 1.0]), 0.5)
+        tensor([4., 1.])
+
     Chapter: quantization/smoothquant
     """
     if activation_absmax.ndim != 1 or activation_absmax.shape != weight_absmax.shape:
@@ -72,6 +76,10 @@ def smoothing_factors(activation_absmax: Tensor, weight_absmax: Tensor, alpha: f
 
 def columns_absmax(weights: Sequence[Tensor]) -> Tensor:
     """Largest magnitude of each column over all of ``weights``, ``[out, in]`` each: ``[in]``.
+
+    Example:
+        >>> columns_absmax([torch.tensor([[1.0, -4.0], [2.0, 3.0]])])
+        tensor([2., 4.])
 
     Chapter: quantization/smoothquant
     """

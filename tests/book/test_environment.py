@@ -33,9 +33,8 @@ def conda_disagreements(conda, project):
     plain = [entry for entry in conda["dependencies"] if isinstance(entry, str)]
     pip = [line for entry in conda["dependencies"] if isinstance(entry, dict) for line in entry["pip"]]
     found = []
-    wanted = {
-        Requirement(text) for group in ("hub", "book", "test") for text in project["optional-dependencies"][group]
-    }
+    groups = ("hub", "serving", "book", "test")
+    wanted = {Requirement(text) for group in groups for text in project["optional-dependencies"][group]}
     ours = {str(r) for r in wanted | {Requirement(text) for text in project["dependencies"]}}
     theirs = {str(Requirement(line)) for line in pip if not line.startswith("-e")}
     found += [f"only in pyproject.toml: {text}" for text in sorted(ours - theirs)]

@@ -1,0 +1,96 @@
+r"""Shadow comparison: the same requests to the model in service and to the one that is to replace it.
+
+Users see the answers of the first only. For each request we keep averages, not tokens: tokens of one text depend on
+each other, requests hardly do, and what decides later (:mod:`reference.deployment.canary`) needs independent numbers.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Shadow(NamedTuple):
+    """One number a request, float64 ``[requests]`` each.
+
+    ``kl``: Kullback–Leibler divergence of the candidate from the current model, nats a token. ``same``: share of
+    positions with the same most likely token. ``extra``: bits a byte of text that the candidate needs more.
+
+    Chapter: deployment/production
+    """
+
+    kl: Tensor
+    same: Tensor
+    extra: Tensor
+
+
+@torch.no_grad()
+def shadow(current: nn.Module, candidate: nn.Module, requests: Sequence[Tensor], sizes: Sequence[int]) -> Shadow:
+    r"""Let both models predict every next token of each request.
+
+    .. math:: D = \frac1T \sum_t \sum_v p_{tv} \log\frac{p_{tv}}{q_{tv}}, \qquad
+              \Delta = \frac{1}{B \ln 2} \sum_t \log\frac{p_t(x_{t+1})}{q_t(x_{t+1})}
+
+    Args:
+        current: maps ``[1, length]`` ids to an output with ``logits``; :math:`p` comes from it.
+        candidate: the same, :math:`q`.
+        requests: int64 ``[length]`` each, at least 2 tokens.
+        sizes: bytes :math:`B` that the tokens of each request after its first spell.
+
+    Raises:
+        ValueError: there is no request, a request has one token, or sizes are missing or not positive.
+
+    Chapter: deployment/production
+    """
+    if not requests or len(requests) != len(sizes):
+        raise ValueError(
+            f"there are {len(requests)} requests and {len(sizes)} sizes; they may be equally many, and some"
+        )
+    if min(sizes) < 1 or min(len(ids) for ids in requests) < 2:
+        raise ValueError("a request has fewer than 2 tokens, or none that spells a byte; leave it out")
+    rows = []
+    for ids, size in zip(requests, sizes, strict=True):
+        p = current(input_ids=ids[None]).logits[0].double().log_softmax(-1)
+        q = candidate(input_ids=ids[None]).logits[0].double().log_softmax(-1)
+        kl = (p.exp() * (p - q)).sum(-1).mean()
+        same = (p.argmax(-1) == q.argmax(-1)).double().mean()
+        worse = functional.nll_loss(q[:-1], ids[1:], reduction="sum") - functional.nll_loss(
+            p[:-1], ids[1:], reduction="sum"
+        )
+        rows.append(torch.stack((kl, same, worse / (size * math.log(2)))))
+    return Shadow(*torch.stack(rows).unbind(1))
+
+
+def logprob_divergence(current: Sequence[Mapping[str, float]], candidate: Sequence[Mapping[str, float]]) -> float:
+    """Divergence that can be told from the few most likely tokens that a server reports, nats a token.
+
+    Tokens that either side does not report are one outcome together. Merging outcomes never increases the divergence,
+    so this is a lower bound; with all tokens reported it is the divergence itself.
+
+    Args:
+        current: for each position, token → log-probability: ``choices[0].logprobs.top_logprobs`` of a completion.
+        candidate: the same for the same positions of the same text.
+
+    Returns:
+        The mean over positions; infinite where the candidate leaves no room for what the current model expects.
+
+    Raises:
+        ValueError: positions differ in number, there are none, or one reports nothing in common.
+
+    Chapter: deployment/production
+    """
+    if len(current) != len(candidate) or not current:
+        raise ValueError(f"there are {len(current)} and {len(candidate)} positions; they may be equally many, and some")
+    total = 0.0
+    for ours, theirs in zip(current, candidate, strict=True):
+        common = sorted(set(ours) & set(theirs))
+        if not common:
+            raise ValueError("the two sides report no common token at a position; ask for more log-probabilities")
+        pairs = [(math.exp(ours[token]), math.exp(theirs[token])) for token in common]
+        pairs.append((max(0.0, 1 - sum(p for p, _ in pairs)), max(0.0, 1 - sum(q for _, q in pairs))))
+        # Below 1e-9 the rest is the rounding of the reported numbers.
+        total += sum(p * math.log(p / q) if q > 0 else math.inf for p, q in pairs if p > 1e-9)
+    return total / len(current)

@@ -1,0 +1,1 @@
+"""The two workflows: steps that measure, decide, and write down what they decided on."""

@@ -1,0 +1,104 @@
+"""Which units of a transformer go next: neurons or attention heads, whichever costs less loss for each weight removed."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from reference.models.families import block_linears
+from reference.pruning import blocks, importance, structured
+from reference.pruning.dependency import Group
+
+KINDS = ("neurons", "heads")
+
+
+class Cut(NamedTuple):
+    """A cut that was tried: ``kind`` of the units, the smaller ``model``, ``weights`` removed, ``loss`` added, in nats.
+
+    Chapter: practice/pruning_pipeline
+    """
+
+    kind: str
+    model: Any
+    weights: int
+    loss: float
+
+    @property
+    def price(self) -> float:
+        """Loss for each million of weights removed."""
+        return 1e6 * self.loss / self.weights
+
+
+def block_weights(model: nn.Module) -> int:
+    """Weights in the linear layers of the blocks.
+
+    Chapter: none (counts)
+    """
+    return sum(layer.get_parameter("weight").numel() for _, layer in block_linears(model))
+
+
+def next_token_loss(model: Any, ids: Tensor) -> Tensor:
+    """Cross-entropy of the next token over a batch of windows ``[batch, length]``, nats.
+
+    Chapter: none (a loss)
+    """
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    return functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
+
+
+def cuts(model: nn.Module, batches: list[Tensor], wanted: int, most: int, *, multiple: int = 16) -> list[Cut]:
+    """The cuts that are possible now, the cheapest first.
+
+    Units are scored by the first-order Taylor criterion, and both cuts are tried on the same calibration batches: what is
+    held out must not choose.
+
+    Args:
+        model: in float32, of a family whose units are known.
+        batches: token ids ``[batch, length]``.
+        wanted: weights that the cut should remove, over all blocks; neurons go in this number, rounded, heads one
+            key-value head with all its query heads in each block.
+        most: weights that it may remove.
+        multiple: the number of neurons that stays is a multiple of this.
+
+    Returns:
+        One cut for each kind that removes something and at most ``most``; none where nothing can go.
+
+    Raises:
+        ValueError: the family's units are not known.
+
+    Chapter: practice/pruning_pipeline
+    """
+    before, found = block_weights(model), []
+    with torch.no_grad():
+        base = _mean_loss(model, batches)
+    for groups, ratio, kind in _possible(model, wanted, multiple):
+        scores = importance.taylor_scores(model, groups, next_token_loss, batches)
+        keep = structured.keep_best(scores, ratio, multiple=multiple if kind == "neurons" else 1)
+        smaller = structured.shrink(model, groups, keep)
+        removed = before - block_weights(smaller)
+        if not 0 < removed <= most:
+            continue
+        with torch.no_grad():
+            found.append(Cut(kind, smaller, removed, _mean_loss(smaller, batches) - base))
+    return sorted(found, key=lambda cut: cut.price)
+
+
+def _possible(model: nn.Module, wanted: int, multiple: int) -> list[tuple[list[Group], float, str]]:
+    neurons = blocks.neurons(model)
+    size = neurons[0].size
+    slices = {part.layer for group in neurons for part in group.slices}
+    each = sum(model.get_submodule(name).get_parameter("weight").numel() for name in slices) / size
+    count = max(multiple, math.ceil(wanted / each / multiple - 1e-9) * multiple)
+    found = [(neurons, count / size, "neurons")] if count < size else []
+    if blocks.TABLE[model.config.model_type][1]:  # type: ignore[index, union-attr]
+        heads = blocks.heads(model)
+        if heads[0].size > 1:
+            found.append((heads, 1 / heads[0].size, "heads"))
+    return found
+
+
+def _mean_loss(model: nn.Module, batches: list[Tensor], loss: Callable = next_token_loss) -> float:
+    return sum(float(loss(model, ids)) for ids in batches) / len(batches)

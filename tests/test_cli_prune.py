@@ -1,0 +1,270 @@
+"""The command prune: what it writes, that others load it, that it resumes, and how it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    CompressedTensorsConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from reference import checkpoint, cli, evaluation
+from reference.layers import QuantizedLinear
+from reference.models import loading
+from reference.models.families import block_linears
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict:
+        return json.loads(self.out)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama with a tokenizer of single bytes."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={byte: index for index, byte in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.1,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("texts") / "mine.txt"
+    file.write_text("It is a truth – universally – acknowledged. " * 40, encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture) -> Callable[..., Result]:
+    def call(*arguments: object) -> Result:
+        capfd.readouterr()
+        code = 0
+        try:
+            cli.main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Result(code, *capfd.readouterr())
+
+    return call
+
+
+def options(text: Path, output: Path) -> list[object]:
+    return ["--output", output, "--text", text, "--calibration", text, "--window", 64, "--sequences", 8]
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
+def test_prune_writes_zeros_that_transformers_loads(
+    run: Callable, model: Path, text: Path, tmp_path: Path, method: str
+) -> None:  # fmt: skip
+    out = tmp_path / "out"
+    result = run("prune", model, "--method", method, "--sparsity", 0.75, *options(text, out), "--json")
+    assert result.code == 0
+    report = result.json
+    assert (report["method"], report["sparsity"], report["pattern"], report["spec"]) == (method, 0.75, None, None)
+    loaded, found = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    assert not any(found.values())
+    dense = loading.load_float(model)
+    for name, linear in block_linears(loaded):
+        zeros = float((linear.weight == 0).double().mean())
+        assert zeros == pytest.approx(0.75, abs=1e-3)
+        assert report["errors"][name]["removed"] == pytest.approx(zeros, abs=1e-3)
+        assert json.loads((out / checkpoint.REPORT).read_text())["layers"][name]["removed"] == pytest.approx(zeros)
+        stay = linear.weight != 0
+        moved = bool((linear.weight != dense.get_submodule(name).weight)[stay].any())
+        assert moved is (method == "sparsegpt")
+    # Untouched: everything else. As large as before: zeros are stored.
+    assert torch.equal(loaded.get_input_embeddings().weight, dense.get_input_embeddings().weight)
+    assert report["after"]["bytes"] == evaluation.size_on_disk(out)
+    assert report["after"]["bytes"]["weights"] == report["before"]["bytes"]["weights"]
+    before, after = (report[side]["quality"][str(text)]["nats_per_token"] for side in ("before", "after"))
+    evaluated = run("evaluate", out, "--text", text, "--window", 64, "--json").json
+    assert evaluated["quality"][str(text)]["nats_per_token"] == pytest.approx(after, rel=1e-6)
+    assert before != after
+    assert not list(tmp_path.glob(".*.unfinished"))
+
+
+@pytest.mark.parametrize("grid", ["--symmetric", "--affine"])
+def test_pattern_and_bits_leave_codes_of_zero(
+    run: Callable, model: Path, text: Path, tmp_path: Path, grid: str
+) -> None:  # fmt: skip
+    out = tmp_path / "out"
+    command = ["prune", model, "--pattern", "2:4", "--bits", 4, "--group-size", 32, grid, *options(text, out)]
+    assert run(*command, "--no-evaluate").code == 0
+    ours = checkpoint.load(out)
+    layers = [(name, layer) for name, layer in block_linears(ours) if isinstance(layer, QuantizedLinear)]
+    assert len(layers) == 14
+    for _, layer in layers:
+        weight = layer.tensor.dequantize()
+        assert int((weight.view(len(weight), -1, 4) != 0).sum(-1).max()) <= 2
+    config = CompressedTensorsConfig(dequantize=True)
+    theirs, found = AutoModelForCausalLM.from_pretrained(out, quantization_config=config, output_loading_info=True)
+    assert not any(found.values())
+    for name, layer in layers:
+        assert torch.equal(theirs.get_submodule(name).weight.float(), layer.tensor.dequantize().float())
+    rows = run("inspect", out, "--json").json["layers"]
+    assert all(rows[name]["removed"] == 0.5 for name, _ in layers)
+    shown = run("inspect", out).out
+    assert "4 bits" in shown
+    assert "removed" in shown
+    assert "of output" in shown
+
+
+def test_gpt2_keeps_its_transposed_layers(run: Callable, text: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=64, n_positions=32, n_embd=32, n_layer=2, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "model")
+    result = run(
+        "prune", tmp_path / "model", "--method", "magnitude", "--pattern", "4:8", "--output", tmp_path / "out",
+        "--no-evaluate",
+    )  # fmt: skip
+    assert result.code == 0
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    weight = loaded.transformer.h[1].mlp.c_fc.weight  # [in, out]
+    assert (weight.T.reshape(len(weight.T), -1, 8) == 0).sum(-1).unique().tolist() == [4]
+
+
+def test_skipped_layers_stay(run: Callable, model: Path, tmp_path: Path) -> None:
+    arguments = ["prune", model, "--method", "magnitude", "--skip", "*.layers.0.*", "--no-evaluate", "--json"]
+    report = run(*arguments, "--output", tmp_path / "out").json
+    assert len(report["errors"]) == 7
+    assert report["sparsity"] == 0.5
+    loaded = loading.load_float(tmp_path / "out")
+    zeros = {name: bool((linear.weight == 0).any()) for name, linear in block_linears(loaded)}
+    assert {name for name, any_zero in zeros.items() if any_zero} == set(report["errors"])
+
+
+def refused(result: Result, message: str) -> None:
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("error: ")
+    assert result.err.count("\n") == 1, result.err
+    assert message in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "magic"], "--method is 'magic'; it may be magnitude, wanda, sparsegpt"),
+        (["--sparsity", 1], "--sparsity is 1.0; it may be 0 or more and below 1"),
+        (["--sparsity", -0.1], "--sparsity is -0.1; it may be 0 or more and below 1"),
+        (["--sparsity", 0.5, "--pattern", "2:4"], "--sparsity and --pattern exclude each other"),
+        (["--pattern", "5:4"], "--pattern is '5:4'; it may be N:M with 1 <= N <= M, such as 2:4"),
+        (["--pattern", "half"], "--pattern is 'half'; it may be N:M"),
+        (["--pattern", "2:3"], "pattern is 2:3; it may be n:m with 1 <= n <= m, and sparsegpt needs an m that divides"),
+        (["--pattern", "64:128"], "128 does not divide the 64 inputs of model.layers.0.self_attn.q_proj"),
+        (["--bits", 1], "bits is 1; it may be an integer from 2 to 8"),
+        (["--bits", 4, "--group-size", 48], "group_size 48 does not divide the 64 inputs of"),
+        (["--format", "zip"], "--format is 'zip'; it may be"),
+        (["--skip", "*"], "skip leaves all 14 linear layers as they are"),
+        (["--skip", "*.nothing"], "pattern '*.nothing' fits no layer"),
+    ],
+)
+def test_wrong_options_end_with_one_line_and_leave_nothing(
+    run: Callable, model: Path, text: Path, tmp_path: Path, arguments: list, message: str
+) -> None:  # fmt: skip
+    refused(run("prune", model, *options(text, tmp_path / "new" / "out"), *arguments, "--no-evaluate"), message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_quantised_is_not_pruned(run: Callable, model: Path, tmp_path: Path) -> None:
+    assert run("quantize", model, "--output", tmp_path / "q", "--group-size", 64, "--no-evaluate").code == 0
+    result = run("prune", tmp_path / "q", "--method", "magnitude", "--output", tmp_path / "out", "--no-evaluate")
+    refused(result, "is quantised already; start from the float model")
+
+
+def test_help_teaches(run: Callable) -> None:
+    words = " ".join(run("prune", "--help").out.split())
+    assert "Example: python -m reference prune tutorial --method sparsegpt --sparsity 0.5" in words
+    assert all(word in words for word in ("magnitude", "wanda", "2:4", "as large as before", "goes on where it was"))
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs a signal that cannot be caught")
+def test_it_goes_on_after_sigkill_to_the_same_files(tmp_path: Path) -> None:
+    def command(output: Path, *more: str) -> list[str]:
+        return [
+            sys.executable, "-m", "reference", "prune", "tutorial", "--pattern", "2:4", "--bits", "4", "--no-evaluate",
+            "--sequences", "8", "--window", "128", "--output", str(output), *more,
+        ]  # fmt: skip
+
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command(tmp_path / "whole"), check=True, env=environment, capture_output=True)
+    process = subprocess.Popen(command(tmp_path / "cut"), env=environment, stdout=subprocess.DEVNULL)
+    unfinished = tmp_path / ".cut.unfinished"
+    until = time.monotonic() + 120
+    while len(list(unfinished.glob("sparsegpt.*"))) < 2 and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert unfinished.is_dir()
+    assert not (tmp_path / "cut").exists()
+    other = subprocess.run(
+        command(tmp_path / "cut", "--damping", "0.02"), env=environment, capture_output=True, text=True
+    )
+    assert other.returncode == 2
+    assert "holds an unfinished run that differs in options" in other.stderr
+    subprocess.run(command(tmp_path / "cut"), check=True, env=environment, capture_output=True)
+    assert not unfinished.exists()
+    files = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "cut").iterdir())
+    for name in files:
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes(), name
+
+
+RANKS = """
+import sys
+from pathlib import Path
+
+import torch
+
+from reference import pipeline, ranks
+
+folder, out, method, batches = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], torch.load(sys.argv[4])
+torch.set_num_threads(1)
+group = ranks.start()
+pipeline.prune_folder(folder, out, 0.6, method=method, calibration=batches, ranks=group)
+ranks.stop()
+"""
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_two_processes_write_the_bytes_of_one(model: Path, tmp_path: Path, method: str) -> None:
+    script, drawn = tmp_path / "run.py", tmp_path / "tokens.pt"
+    script.write_text(RANKS)
+    torch.save(list(torch.randint(0, 256, (4, 3, 32), generator=torch.Generator().manual_seed(1))), drawn)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parent.parent)}
+    heads = {"one": [], "two": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]}
+    for output, head in heads.items():
+        arguments = [sys.executable, *head, str(script), str(model), str(tmp_path / output), method, str(drawn)]
+        done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
