@@ -31,7 +31,7 @@ def links(root: Path = ROOT) -> dict[str, list[str]]:
     ]
     own = (address.address(root), "https://colab.research.google.com/github/", "http://localhost", "http://127.0.0.1")
     for path in sorted(files):
-        for link in LINK.findall(path.read_text()):
+        for link in filter(lambda found: "…" not in found, LINK.findall(path.read_text())):
             target = link.rstrip(".,;:*").partition("#")[0]
             if not target.startswith(own) and path.relative_to(root).as_posix() not in found.setdefault(target, []):
                 found[target].append(path.relative_to(root).as_posix())
