@@ -176,9 +176,8 @@ def quantize(
     if average_bits is not None:
         if layer_bits:
             raise ValueError("--average-bits and --bits-for exclude each other; give one of them")
-        layer_bits = _shared_out(
-            folder, spec, average_bits, draw_calibration(calibration, tokenizer, 4, min(window, 256)), skip
-        )
+        few = draw_calibration(calibration, tokenizer, 4, min(window, 256))
+        layer_bits = _shared_out(folder, spec, average_bits, few, skip, drawn if method.endswith("gptq") else None)
     group = ranks.start()
     qualities: dict[str, dict] = {"before": {}, "after": {}}
 
@@ -379,10 +378,15 @@ def _bits_for(pairs: list[str]) -> dict[str, int]:
 
 
 def _shared_out(
-    folder: Path, spec: "QuantizationSpec", average_bits: float, batches: list, skip: list[str]
+    folder: Path,
+    spec: "QuantizationSpec",
+    average_bits: float,
+    batches: list,
+    skip: list[str],
+    solved_on: list | None,
 ) -> dict[str, int]:
-    """The bits of each layer by measured sensitivity."""
-    from reference.dynamic.mixed_precision import choose_bits
+    """The bits of each layer by measured sensitivity, to GPTQ's rounding if there is text that it solves on."""
+    from reference.dynamic.mixed_precision import GptqRounding, choose_bits
     from reference.models import loading
 
     if not predicts(folder):
@@ -390,7 +394,9 @@ def _shared_out(
             "--average-bits needs a model that predicts tokens: what changes is measured on its predictions"
         )
     with ProgressBar("sensitivity") as track:
-        return choose_bits(loading.load_float(folder), spec, average_bits, batches, skip=skip, progress=track)
+        model = loading.load_float(folder)
+        rounding = GptqRounding(model, solved_on) if solved_on else None
+        return choose_bits(model, spec, average_bits, batches, skip=skip, rounding=rounding, progress=track)
 
 
 def main(arguments: list[str] | None = None) -> None:

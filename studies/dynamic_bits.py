@@ -21,7 +21,7 @@ from reference.calibration import batches
 from reference.data import text
 from reference.dynamic import sensitivity
 from reference.dynamic.allocation import bits_within, stored_bytes
-from reference.dynamic.mixed_precision import Divergence, shapes_of
+from reference.dynamic.mixed_precision import Divergence, GptqRounding, shapes_of
 from reference.files import atomic_write
 from reference.models import tutorial
 from reference.quantization.grid import QuantizationSpec
@@ -39,6 +39,15 @@ def tokens(part: str, count: int) -> dict[str, Tensor]:
     return {name: text.encode(text.read(name, part), tutorial.tokenizer())[:count] for name in DOMAINS}
 
 
+def solved_on() -> list[Tensor]:
+    """What GPTQ calibrates on."""
+    return [
+        row
+        for ids in tokens("calibration", 40_000).values()
+        for row in batches(ids, sequences=8, length=WINDOW, seed=0)
+    ]
+
+
 def mean_loss(model: nn.Module, ids: Tensor) -> Tensor:
     logits = model(input_ids=ids).logits[:, :-1].float()
     return functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
@@ -53,6 +62,10 @@ def tables(model: nn.Module) -> dict:
     begun = time.monotonic()
     found["measured"] = sensitivity.measured(model, grids, names, Divergence(model, [rows]))
     seconds["measured"] = time.monotonic() - begun
+    begun = time.monotonic()
+    rounding = GptqRounding(model, solved_on())
+    found["gptq"] = sensitivity.measured(model, grids, names, Divergence(model, [rows]), rounding=rounding)
+    seconds["gptq"] = time.monotonic() - begun
     begun = time.monotonic()
     samples = list(rows.view(-1, 128).split(1))
     diagonal = sensitivity.fisher(model, names, samples, lambda m, x: 127 * mean_loss(m, x), 127 * len(samples))
@@ -116,9 +129,7 @@ class HeldOut:
 def measure(bits: dict[str, int], solver: str, table: sensitivity.Table, held_out: HeldOut) -> dict:
     model = tutorial.load()
     shapes = shapes_of(model)
-    calibration = [row for ids in tokens("calibration", 40_000).values()
-                   for row in batches(ids, sequences=8, length=WINDOW, seed=0)]  # fmt: skip
-    workflow.quantize(model, lambda name: replace(SPEC, bits=bits[name]), method=solver, calibration=calibration)
+    workflow.quantize(model, lambda name: replace(SPEC, bits=bits[name]), method=solver, calibration=solved_on())
     for name, shape in shapes.items():  # what the budget counts is what is stored
         assert model.get_submodule(name).tensor.nbytes == stored_bytes(shape, replace(SPEC, bits=bits[name]))
     result: dict = {"bits": bits, **held_out(model)}
@@ -157,7 +168,7 @@ def main() -> None:
     held_out = HeldOut(tutorial.load())
     plan = {  # rule → budgets, by solver
         "round_to_nearest": {"measured": BUDGETS, **dict.fromkeys(RULES[1:], CONTROLS)},
-        "gptq": {"measured": (2.5, 3.125, 4.125)},
+        "gptq": {"measured": (2.5, 3.125, 4.125), "gptq": (2.5, 3.125, 4.125)},
     }
     jobs = [(solver, f"uniform {bits}", dict.fromkeys(shapes, bits)) for solver in plan for bits in UNIFORM]
     for solver, rules in plan.items():
@@ -168,7 +179,7 @@ def main() -> None:
     for solver, name, bits in jobs:
         key = f"{solver} {name}"
         if key not in done and time.monotonic() < stop:
-            keep(key, measure(bits, solver, found["measured"], held_out))
+            keep(key, measure(bits, solver, found["gptq" if solver == "gptq" else "measured"], held_out))
 
 
 if __name__ == "__main__":

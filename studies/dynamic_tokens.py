@@ -10,6 +10,7 @@ collects the results into ``book/data/dynamic.json``. The arms, each from the sh
     skip        fitted routers pick half of the tokens in all blocks but the first; the model is trained, they are not
     random      the same, but a coin picks
     routers     only the routers are trained, by gradient, the model stays as it is
+    fitted      as skip, and coin as random, but nothing is trained
     narrow      7 of 12 neurons of every block, chosen by Taylor scores: as many products as skip
     shallow     4 of 6 blocks: about as many products as skip
     dense       the whole model, trained as long
@@ -40,7 +41,7 @@ from reference.training import random_windows, train
 DOMAINS, SHARE = ("code", "documentation"), [0.6, 0.4]
 CAPACITY, STEPS, STUDENT_STEPS, BATCH, LENGTH = 0.5, 40, 160, 8, 256
 RATE, ROUTER_RATE = 7e-4, 1e-2
-CURVE = (0.5, 0.75, 1.0)
+CURVE = (0.25, 0.5, 0.75, 1.0)
 EVALUATED, CALIBRATED = 4096, 1024  # tokens of a domain
 REQUEST, PROMPT, REQUESTS = 192, 64, 200  # tokens of a request, of its beginning; requests of a part and domain
 
@@ -56,7 +57,11 @@ class Run:
 
 
 RUNS = [Run("student", 0)]
-RUNS += [Run(arm, seed) for seed in (0, 1, 2) for arm in ("skip", "narrow", "random", "routers", "shallow", "dense")]
+RUNS += [
+    Run(arm, seed)
+    for seed in (0, 1, 2)
+    for arm in ("skip", "narrow", "random", "routers", "fitted", "coin", "shallow", "dense")
+]
 
 
 class Coin(nn.Module):
@@ -90,7 +95,7 @@ def loss_of(model: nn.Module, ids: Tensor) -> Tensor:
 
 def make(run: Run) -> nn.Module:
     model = tutorial.load()
-    if run.arm == "skip":
+    if run.arm in ("skip", "fitted"):
         skip_tokens(model, CAPACITY, routers=fit_routers(model, calibration()))
     elif run.arm == "routers":
         torch.manual_seed(run.seed)
@@ -98,7 +103,7 @@ def make(run: Run) -> nn.Module:
         for layer in model.modules():
             if isinstance(layer, TokenSkippingMLP):
                 nn.init.normal_(layer.router.weight, std=0.01)
-    elif run.arm == "random":
+    elif run.arm in ("random", "coin"):
         skip_tokens(model, CAPACITY, routers=(Coin(100 * run.seed + block) for block in range(1, 6)))
     elif run.arm == "narrow":
         found = blocks.neurons(model)
@@ -150,7 +155,7 @@ def execute(run: Run, options: argparse.Namespace) -> dict:
     tokens: list[np.ndarray] = [tensors[name].numpy() for name in sorted(tensors)]
     model = make(run)
     result: dict = {"arm": run.arm, "seed": run.seed}
-    steps = options.steps or (STUDENT_STEPS if run.arm == "student" else STEPS)
+    steps = options.steps or {"student": STUDENT_STEPS, "routers": 60, "fitted": 0, "coin": 0}.get(run.arm, STEPS)
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     routers = [p for name, p in trainable.items() if ".router." in name]
     others = [p for name, p in trainable.items() if ".router." not in name]
@@ -166,9 +171,9 @@ def execute(run: Run, options: argparse.Namespace) -> dict:
     begun = time.monotonic()
     curve = [row["loss"] for row in train(model, loss_of_step, [optimizer], steps=steps, warmup=10, decay=0.7)]
     result |= {"steps": steps, "seconds": time.monotonic() - begun, "loss": [float(np.mean(part)) for part in
-               np.array_split(curve, min(10, steps))]}  # fmt: skip
+               np.array_split(curve, min(10, steps) or 1) if len(part)]}  # fmt: skip
     model.eval()
-    if run.arm in ("skip", "routers", "random"):
+    if run.arm in ("skip", "routers", "random", "fitted", "coin"):
         for capacity in CURVE if run.arm == "routers" else (CAPACITY,):
             picked = set_thresholds(model, calibration(), capacity)
             result.setdefault("curve", []).append(

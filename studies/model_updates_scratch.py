@@ -24,10 +24,12 @@ from reference.quantization.trained import TrainedLinear
 from reference.regularizers import hoyer_penalty, kurtosis, kurtosis_penalty
 from reference.training import random_windows, train
 
-WINDOW, BATCH, EVALUATED = 256, 8, 3072
+WINDOW, BATCH, EVALUATED = 256, 4, 3072
 #: Steps at the full rate, and steps in which the rate falls to zero.
-FIRST, LAST = 140, 70
-RATE, STEP_RATE = 2e-3, 1e-3
+FIRST, LAST = 200, 100
+RATE, STEP_RATE = 4e-3, 1e-3
+#: Steps of the shipped model with a penalty, and their rate.
+CONTINUED, CONTINUED_RATE = 60, 5e-4
 #: Weights of the penalties in the loss.
 KURTOSIS, HOYER = 1.0, 5.0
 W3 = QuantizationSpec(3, symmetric=True, group_size=128)
@@ -37,16 +39,18 @@ RUNS = {
     "plain": ("plain", "plain"),
     "kurtosis": ("kurtosis", "kurtosis"),
     "hoyer": ("hoyer", "hoyer"),
-    "quantized": ("quantized", "quantized"),
     "quantized_late": ("plain", "quantized"),
     "pruned_late": ("plain", "pruned"),
+    "quantized": ("quantized", "quantized"),
 }
 
 
 def new_model() -> nn.Module:
-    """The shipped model with two blocks, untrained."""
+    """The shipped model with two blocks of half the width, untrained."""
     config = LlamaConfig.from_pretrained(tutorial.PATH)
     config.num_hidden_layers, config.dtype = 2, torch.float32
+    config.hidden_size, config.intermediate_size = 128, 384
+    config.num_attention_heads, config.num_key_value_heads = 2, 1
     torch.manual_seed(0)
     return LlamaForCausalLM(config)
 
@@ -77,17 +81,13 @@ def stage(model: nn.Module, kind: str, part: str, options: argparse.Namespace) -
         ids = random_windows(options.tokens, [0.6, 0.4], batch=BATCH, length=WINDOW, seed=0, step=offset + step)
         with torch.autocast("cpu", torch.bfloat16):
             loss = model(input_ids=ids, labels=ids).loss
-        if kind == "kurtosis":
-            loss = loss + KURTOSIS * kurtosis_penalty(matrices(model))
-        elif kind == "hoyer":
-            loss = loss + HOYER * hoyer_penalty(matrices(model))
-        return loss
+        return loss + penalty(kind, model)
 
-    warmup, decay = (50, 0.0) if part == "first" else (10, 1.0)
+    warmup, decay = (20, 0.0) if part == "first" else (10, 1.0)
     for row in train(model, loss_of_step, [optimizer], steps=steps, warmup=warmup, decay=decay):
         if masks is not None:
             masks()
-        if row["step"] % 25 == 0:
+        if row["step"] % 50 == 0:
             print(f"  {kind} {part} {row['step']} {row['loss']:.3f}", flush=True)
     return model.eval()
 
@@ -134,24 +134,53 @@ def changed(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
 
 def result(first: str, last: str, options: argparse.Namespace) -> dict:
     model, seconds = trained(first, last, options)
-    found: dict = {"float": rate(model), "seconds": seconds}
     if last == "quantized":  # what it computes with is rounded already
-        return {"round_to_nearest": {"3": found["float"]}, "seconds": seconds}
+        return {"round_to_nearest": {"3": rate(model)}, "seconds": seconds}
     if last == "pruned":
-        return {"magnitude": {str(LATE_SPARSITY): found["float"]}, "seconds": seconds}
+        return {"magnitude": {str(LATE_SPARSITY): rate(model)}, "seconds": seconds}
+    return compressed(model, seconds, BITS, SPARSITIES)
+
+
+def compressed(model: nn.Module, seconds: float, widths: tuple[int, ...], sparsities: tuple[float, ...]) -> dict:
+    """Bits per byte as it is, rounded to nearest, and pruned by magnitude; and the shape of its weights."""
+    found: dict = {"float": rate(model), "seconds": seconds}
     weights = [weight.detach() for weight in matrices(model)]
     found["kurtosis"] = float(torch.stack([kurtosis(weight) for weight in weights]).mean())
     found["hoyer"] = float(hoyer_penalty(weights))
     found["round_to_nearest"] = {
         str(bits): rate(changed(model, lambda w, bits=bits: round_to_nearest.quantize_layer(
             w, QuantizationSpec(bits, symmetric=True, group_size=128)).dequantize(torch.float32)))
-        for bits in BITS
+        for bits in widths
     }  # fmt: skip
     found["magnitude"] = {
         str(sparsity): rate(changed(model, lambda w, sparsity=sparsity: w * magnitude.mask(w, sparsity)))
-        for sparsity in SPARSITIES
+        for sparsity in sparsities
     }
     return found
+
+
+def continued(kind: str, options: argparse.Namespace) -> dict:
+    """The shipped model after some more steps with a penalty or without, and what compression then costs."""
+    model, started = tutorial.load(), time.process_time()
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=CONTINUED_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+    )
+
+    def loss_of_step(step: int) -> Tensor:
+        ids = random_windows(options.tokens, [0.6, 0.4], batch=BATCH, length=WINDOW, seed=0, step=step)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(input_ids=ids, labels=ids).loss
+        return loss + penalty(kind, model)
+
+    for _ in train(model, loss_of_step, [optimizer], steps=CONTINUED, warmup=5, decay=0.6):
+        pass
+    return compressed(model.eval(), time.process_time() - started, (3,), (0.5,))
+
+
+def penalty(kind: str, model: nn.Module) -> Tensor | float:
+    if kind == "kurtosis":
+        return KURTOSIS * kurtosis_penalty(matrices(model))
+    return HOYER * hoyer_penalty(matrices(model)) if kind == "hoyer" else 0.0
 
 
 def scratch(options: argparse.Namespace, kept: Callable[[Path, Callable[[], dict]], dict]) -> dict:
@@ -159,4 +188,14 @@ def scratch(options: argparse.Namespace, kept: Callable[[Path, Callable[[], dict
         name: kept(options.work / f"scratch_{name}.json", lambda pair=pair: result(*pair, options))
         for name, pair in RUNS.items()
     }
-    return {"runs": runs, "steps": FIRST + LAST, "penalties": {"kurtosis": KURTOSIS, "hoyer": HOYER}}
+    more = {
+        kind: kept(options.work / f"continued_{kind}.json", lambda kind=kind: continued(kind, options))
+        for kind in ("plain", "kurtosis", "hoyer")
+    }
+    return {
+        "runs": runs,
+        "continued": more,
+        "continued_steps": CONTINUED,
+        "steps": FIRST + LAST,
+        "penalties": {"kurtosis": KURTOSIS, "hoyer": HOYER},
+    }

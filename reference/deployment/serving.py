@@ -102,6 +102,7 @@ def serve(
     command = [sys.executable, "-m", "reference.deployment.launch", *(["--packed"] if packed else [])]
     command += [str(folder), "--device", "cpu", "--host", HOST, "--port", str(port), *(BATCHING if batching else ())]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    environment.pop("TQDM_DISABLE", None)  # its progress goes to the log, and tells what it does with the weights
     with Path(log).open("wb") as output:
         process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT

@@ -7,10 +7,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from reference.dynamic.allocation import bits_within
+from reference.dynamic.allocation import bits_within, stored_bytes
 from reference.dynamic.sensitivity import measured
-from reference.models.families import block_linears
+from reference.models.families import block_linears, blocks, family_of
+from reference.quantization.gptq import quantize_layer
 from reference.quantization.grid import QuantizationSpec
+from reference.quantization.hessian import HessianAccumulator
+from reference.tensors import storage_dtype
 
 #: Bits that a layer may get.
 OPTIONS = (2, 3, 4, 5, 6, 8)
@@ -49,6 +52,48 @@ class Divergence:
         return total / count
 
 
+class GptqRounding:
+    """The rounding of GPTQ for one layer at a time, its inputs being those of the model in floating point.
+
+    In a whole run of GPTQ a layer sees the outputs of layers already quantised; alone, it sees what is collected here.
+
+    Args:
+        model: of :mod:`reference.models.families`; unchanged. One matrix ``[in, in]`` of float64 is kept for each group of
+            layers that share an input.
+        batches: calibration ids ``[batch, length]``.
+
+    Raises:
+        ValueError: there are no batches.
+
+    Chapter: advanced/dynamic
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: nn.Module, batches: Sequence[Tensor]) -> None:
+        if not batches:
+            raise ValueError("batches is empty; GPTQ needs at least one")
+        self.hessians: dict[str, HessianAccumulator] = {}
+        family, handles = family_of(model), []
+        for number, block in enumerate(blocks(model)):
+            for group in family.sublayers:
+                layer = block.get_submodule(group[0])
+                found = HessianAccumulator(layer.get_parameter("weight").shape[1])
+                self.hessians |= dict.fromkeys((f"{family.blocks}.{number}.{name}" for name in group), found)
+                handles.append(layer.register_forward_pre_hook(lambda _, args, found=found: found.add(args[0])))
+        try:
+            for ids in batches:
+                model(input_ids=ids)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def __call__(self, name: str, weight: Tensor, spec: QuantizationSpec) -> Tensor:
+        solved = quantize_layer(
+            weight, self.hessians[name].hessian, spec, scale_dtype=storage_dtype(weight), static_groups=True, name=name
+        )
+        return solved.dequantize(weight.dtype)
+
+
 def shapes_of(model: nn.Module, skip: Sequence[str] = ()) -> dict[str, tuple[int, int]]:
     """``(out_features, in_features)`` of the linear layers of the blocks, by name, but for those that ``skip`` fits.
 
@@ -73,6 +118,7 @@ def choose_bits(
     *,
     options: Sequence[int] = OPTIONS,
     skip: Sequence[str] = (),
+    rounding: Callable[[str, Tensor, QuantizationSpec], Tensor] | None = None,
     progress: Callable[[list], Iterable] = iter,
 ) -> dict[str, int]:
     """Measure each layer's sensitivity, and share out the bits by the exact knapsack.
@@ -85,6 +131,7 @@ def choose_bits(
         batches: calibration ids ``[batch, length]``; about a thousand tokens do.
         options: bits to choose from, each 2 to 8.
         skip: patterns of layers that stay in float, which do not count.
+        rounding: as :func:`reference.dynamic.sensitivity.measured`: :class:`GptqRounding` where GPTQ will round.
         progress: wraps the list of layers, for a progress bar.
 
     Returns:
@@ -101,7 +148,7 @@ def choose_bits(
     weights = sum(rows * columns for rows, columns in shapes.values())
     grids = [replace(spec, bits=bits) for bits in sorted(set(options))]
     check_budget(shapes, grids[0], average_bits)
-    table = measured(model, grids, list(shapes), Divergence(model, batches), progress=progress)
+    table = measured(model, grids, list(shapes), Divergence(model, batches), rounding=rounding, progress=progress)
     return bits_within(table, shapes, spec, average_bits * weights / 8)
 
 
@@ -118,8 +165,6 @@ def check_budget(shapes: Mapping[str, tuple[int, int]], smallest: QuantizationSp
 
     Chapter: none (checks)
     """
-    from reference.dynamic.allocation import stored_bytes
-
     weights = sum(rows * columns for rows, columns in shapes.values())
     least = 8 * sum(stored_bytes(shape, smallest) for shape in shapes.values()) / weights
     if not average_bits >= least:

@@ -44,6 +44,7 @@ def measured(
     names: Sequence[str],
     loss: Callable[[nn.Module], float],
     *,
+    rounding: Callable[[str, Tensor, QuantizationSpec], Tensor] | None = None,
     progress: Callable[[list], Iterable] = iter,
 ) -> Table:
     """What the loss rises by when one layer alone is quantised.
@@ -53,6 +54,8 @@ def measured(
         grids: one for each number of bits.
         names: of layers with a parameter ``weight`` ``[out, in]``.
         loss: of the model, called once before and once for each layer and grid.
+        rounding: from a layer's name, weight and grid to the weight as that will be stored; :func:`rounded` if None. It
+            should be the solver that is used in the end: what a better one mends need not be paid for in bits.
         progress: wraps the list of names, for a progress bar.
 
     Returns:
@@ -76,7 +79,7 @@ def measured(
         try:
             table[name] = {}
             for grid in grids:
-                weight.data = rounded(kept, grid)
+                weight.data = rounding(name, kept, grid) if rounding else rounded(kept, grid)
                 table[name][grid.bits] = float(loss(model)) - before
         finally:
             weight.data = kept

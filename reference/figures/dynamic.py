@@ -48,7 +48,9 @@ def exits(fixed: tuple[Sequence[float], Sequence[float]], early: tuple[Sequence[
         fixed, early: (blocks, accuracy in percent).
     """
     _, axes = plt.subplots(figsize=(4.8, 3.7))
-    axes.plot((fixed[0][0], fixed[0][-1]), (fixed[1][0], fixed[1][-1]), "k:", linewidth=1, label="a coin between the ends")
+    axes.plot(
+        (fixed[0][0], fixed[0][-1]), (fixed[1][0], fixed[1][-1]), "k:", linewidth=1, label="a coin between the ends"
+    )
     axes.plot(*fixed, marker="s", linestyle="--", linewidth=1.2, label="one head for all")
     axes.plot(*early, marker="o", linewidth=1.2, label="the sure ones leave at 0")
     axes.set(xlabel="blocks computed, mean", ylabel="accuracy, %")

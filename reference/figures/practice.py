@@ -80,6 +80,9 @@ def kernels(rows: Sequence[Row]) -> Axes:
 def _plain(axes: Axes) -> None:
     """Numbers on a logarithmic axis as people write them."""
     low, high = axes.get_ylim()
-    ticks = [tick for tick in (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000) if low <= tick <= high]
+    decades = (base * 10.0**power for power in range(-2, 5) for base in (1, 2, 5))
+    ticks = [tick for tick in decades if low <= tick <= high]
+    if len(ticks) > 8:
+        ticks = [tick for tick in ticks if f"{tick:e}".startswith("1.")]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.yaxis.set_minor_formatter(NullFormatter())

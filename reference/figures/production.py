@@ -13,7 +13,7 @@ MARKERS = ("o", "s", "^", "D", "v")
 def served(quantities: Sequence[str], ratios: Mapping[str, Sequence[float]]) -> Axes:
     """How many times what the float model takes, one row a quantity.
 
-    ``plotted`` finds the ratios of a server under its name, the quantities from the top as 0, 1, ….
+    ``plotted`` finds the ratios of a server under its name, in the order of the quantities.
 
     Args:
         quantities: names of the rows.
@@ -21,8 +21,9 @@ def served(quantities: Sequence[str], ratios: Mapping[str, Sequence[float]]) -> 
     """
     _, axes = plt.subplots(figsize=(6.4, 3.4))
     axes.axvline(1, color="0.5", linewidth=1, label="_")
-    for (name, values), colour, marker in zip(ratios.items(), COLOURS, MARKERS, strict=False):
-        axes.plot(values, range(len(values)), marker, color=colour, markersize=7, label=name)
+    for place, ((name, values), colour, marker) in enumerate(zip(ratios.items(), COLOURS, MARKERS, strict=False)):
+        shift = 0.16 * (place - (len(ratios) - 1) / 2)  # equal values must not hide each other
+        axes.plot(values, [row + shift for row in range(len(values))], marker, color=colour, markersize=6, label=name)
     axes.set(xscale="log", xlabel="times the float model's")
     low, high = (pick(pick(values) for values in ratios.values()) for pick in (min, max))
     axes.set_xlim(low / 1.5, high * 1.5)
@@ -81,13 +82,14 @@ def peeking(looks: Sequence[int], wrong: Mapping[str, Sequence[float]], stated: 
 def updates(names: Sequence[str], divergence: Mapping[str, Sequence[float | None]]) -> Axes:
     """Divergence from the new float model, one row an artefact, one marker a way to get it.
 
-    ``plotted`` finds each way's values under its name, the artefacts from the top as 0, 1, …; where an artefact has no
-    such way there is no marker.
+    ``plotted`` finds each way's values under its name, in the order of the artefacts; where an artefact has no such way
+    there is no marker.
     """
     _, axes = plt.subplots(figsize=(6.4, 0.5 * len(names) + 1.4))
-    for (way, values), colour, marker in zip(divergence.items(), COLOURS, MARKERS, strict=False):
-        rows = [row for row, value in enumerate(values) if value is not None]
-        axes.plot([values[row] for row in rows], rows, marker, color=colour, markersize=7, label=way)
+    for place, ((way, values), colour, marker) in enumerate(zip(divergence.items(), COLOURS, MARKERS, strict=False)):
+        shift = 0.2 * (place - (len(divergence) - 1) / 2)  # equal values must not hide each other
+        rows = [row + shift for row, value in enumerate(values) if value is not None]
+        axes.plot([v for v in values if v is not None], rows, marker, color=colour, markersize=6, label=way)
     axes.set(xscale="log", xlabel="divergence from the new float model, nats a token")
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()

@@ -40,6 +40,16 @@ def block_weights(model: nn.Module) -> int:
     return sum(layer.get_parameter("weight").numel() for _, layer in block_linears(model))
 
 
+def neuron_weights(model: nn.Module) -> int:
+    """Weights that go with one neuron in each block.
+
+    Chapter: none (counts)
+    """
+    neurons = blocks.neurons(model)
+    layers = {part.layer for group in neurons for part in group.slices}
+    return sum(model.get_submodule(name).get_parameter("weight").numel() for name in layers) // neurons[0].size
+
+
 def next_token_loss(model: Any, ids: Tensor) -> Tensor:
     """Cross-entropy of the next token over a batch of windows ``[batch, length]``, nats.
 
@@ -87,10 +97,8 @@ def cuts(model: nn.Module, batches: list[Tensor], wanted: int, most: int, *, mul
 
 
 def _possible(model: nn.Module, wanted: int, multiple: int) -> list[tuple[list[Group], float, str]]:
-    neurons = blocks.neurons(model)
+    neurons, each = blocks.neurons(model), neuron_weights(model)
     size = neurons[0].size
-    slices = {part.layer for group in neurons for part in group.slices}
-    each = sum(model.get_submodule(name).get_parameter("weight").numel() for name in slices) / size
     count = max(multiple, math.ceil(wanted / each / multiple - 1e-9) * multiple)
     found = [(neurons, count / size, "neurons")] if count < size else []
     if blocks.TABLE[model.config.model_type][1]:  # type: ignore[index, union-attr]

@@ -10,94 +10,16 @@ hardware validation          whether what was written serves as it was measured,
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
-from reference import checkpoint, workflow
 from reference.evaluation import size_on_disk
 from reference.models import loading
 from reference.models.streaming import StreamedModel
-from reference.pipeline import quantize_folder
 from reference.practice import measurement, report
-from reference.practice.candidates import BITS, METHODS, Candidate, ladder, planned_bytes
-from reference.practice.retraining import Recipe, retrain
-from reference.practice.targets import Target, best, make_target
-from reference.practice.work import Row, Step, Work, fingerprint, machine
-from reference.quantization.preparation import convert, prepare, solved
-from reference.quantization.trained import round_together
-
-TITLES = (
-    "Baseline measurement", "Post-training sweep", "Calibration check", "Quantization-aware training",
-    "Hardware validation",
-)  # fmt: skip
-TRAINING = Recipe(200, rate=1e-3, rest_rate=3e-4)
-#: Tokens that are computed one by one to compare decoding with prompts.
-DECODED = 48
-Progress = Callable[[str], Callable[[list], Iterable]]
-
-
-def quiet(label: str) -> Callable[[list], Iterable]:
-    """No progress bar.
-
-    Chapter: none (plumbing)
-    """
-    return iter
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a run may try, and on which texts.
-
-    Args:
-        bits, methods, group_size: of :func:`reference.practice.candidates.ladder`.
-        texts: to measure on.
-        calibration: texts that solvers and training see.
-        tokens: of each text to measure on, from its start; 0 for all.
-        window: tokens that the model sees at once.
-        sequences: windows of calibration text in all.
-        recipe: of the training; 0 steps for none.
-        seed: of the draws.
-
-    Chapter: practice/quantization_workflow
-    """
-
-    bits: tuple[int, ...] = BITS
-    methods: tuple[str, ...] = METHODS
-    group_size: int | None = 128
-    texts: tuple[str, ...] = ("code", "documentation")
-    calibration: tuple[str, ...] = ("code", "documentation")
-    tokens: int = 16384
-    window: int = 256
-    sequences: int = 32
-    recipe: Recipe = TRAINING
-    seed: int = 0
-
-
-class Tried(NamedTuple):
-    """A candidate that was made, written, read back and measured.
-
-    ``candidate``: how it was made. ``bytes``: of its files. ``rise``: of the perplexity on the text where it rises most;
-    ``error``: its standard error. ``seconds`` the solver took. ``trained``: whether it was trained too.
-
-    Chapter: practice/quantization_workflow
-    """
-
-    candidate: Candidate
-    bytes: int
-    rise: float
-    error: float
-    seconds: float
-    trained: bool = False
-
-    @property
-    def name(self) -> str:
-        """What the report calls it."""
-        return self.candidate.name + (" + training" if self.trained else "")
+from reference.practice.candidates import ladder
+from reference.practice.quantization_steps import Settings, Steps
+from reference.practice.targets import make_target
+from reference.practice.work import Progress, Row, Work, fingerprint, machine, quiet
 
 
 def run(
@@ -107,7 +29,7 @@ def run(
     max_loss: float,
     max_bytes: float | None = None,
     min_ratio: float | None = None,
-    settings: Settings = Settings(),
+    settings: Settings | None = None,
     progress: Progress = quiet,
 ) -> Row:
     """Take the five steps and write a checkpoint with ``report.json`` and ``report.html``.
@@ -121,7 +43,7 @@ def run(
         model: a name or folder, as :func:`reference.models.loading.resolve`.
         output: folder to create; new or empty.
         max_loss, max_bytes, min_ratio: as :func:`reference.practice.targets.make_target`.
-        settings: what may be tried.
+        settings: what may be tried; the defaults of :class:`Settings` if None.
         progress: gives a progress bar for a label.
 
     Returns:
@@ -133,6 +55,7 @@ def run(
 
     Chapter: practice/quantization_workflow
     """
+    settings = settings or Settings()
     folder = loading.resolve(model)
     tokenizer = measurement.checked_model(folder)
     dense = size_on_disk(folder)["total"]
@@ -147,7 +70,7 @@ def run(
     if work.finished is not None:
         return work.finished
     try:
-        run = _Run(folder, dense, target, settings, texts, calibration, work, progress)
+        run = Steps(folder, dense, target, settings, texts, calibration, work, progress)
         chosen, steps = run.steps(rungs)
         met = target.met(chosen)
         found: Row = {
@@ -161,243 +84,3 @@ def run(
         work.discard()
         raise
     return found
-
-
-class _Run:
-    """The steps, with what they share."""
-
-    def __init__(
-        self, folder: Path, dense: int, target: Target, settings: Settings, texts: dict[str, Tensor],
-        calibration: dict[str, Tensor], work: Work, progress: Progress,
-    ) -> None:  # fmt: skip
-        self.folder, self.dense, self.target, self.settings = folder, dense, target, settings
-        self.texts, self.calibration, self.work, self.progress = texts, calibration, work, progress
-        self.before: dict[str, Tensor] = {}
-        self.tried: list[Tried] = []
-
-    def steps(self, rungs: list[Candidate]) -> tuple[Tried, list[Step]]:
-        baseline = self.baseline()
-        winner, sweep, check = self.sweep(rungs)
-        training = self.training(winner, rungs)
-        chosen = winner or best(self.tried, self.target)
-        again, validation = self.validation(chosen)
-        return chosen._replace(rise=max(again, chosen.rise)), [baseline, sweep, check, training, validation]
-
-    # ---- the steps
-
-    def baseline(self) -> Step:
-        def measure() -> tuple[dict[str, Tensor], Row]:
-            model = loading.load_float(self.folder)
-            losses = measurement.nats(model, self.texts, self.settings.window, self.progress("baseline"))
-            return losses, measurement.speeds({"float": model}, self.settings.window)["float"]
-
-        self.before, speed = self.work.once("baseline", measure)
-        rows = [
-            {"text": name, "perplexity": losses.double().mean().exp().item(), "tokens": len(losses)}
-            for name, losses in sorted(self.before.items())
-        ]
-        decision = (
-            f"The float model takes {self.dense:,} bytes, reads prompts at {speed['prompt']:,.0f} tokens a second and writes "
-            f"{speed['decoding']:,.0f}. Everything below is compared with these numbers."
-        )
-        return Step(TITLES[0], decision, rows)
-
-    def sweep(self, rungs: list[Candidate]) -> tuple[Tried | None, Step, Step]:
-        """Steps 2 and 3: a candidate that meets the target is the answer if it does so on another draw too."""
-        rows: list[Row] = []
-        checks: list[Row] = []
-        winner = None
-        small = [candidate for candidate in rungs if self.target.fits(planned_bytes(self.folder, candidate))]
-        for candidate in small or rungs[:1]:  # where nothing is small enough the smallest shows how far it is
-            tried = self.attempt(candidate)
-            verdict = self.verdict(tried)
-            if self.target.met(tried):
-                found = self.check(tried)
-                checks += found
-                lasting = tried._replace(rise=max([tried.rise, *(row["rise"] for row in found[1:2])]))
-                winner = tried if self.target.met(lasting) else None
-                verdict = "the answer" if winner else "not on another draw"
-                self.tried.append(lasting)
-            else:
-                self.tried.append(tried)
-            rows.append(self.row(tried) | {"verdict": verdict})
-            if winner:
-                break
-            self.tidy()
-        left = len(rungs) - len(small)
-        rest = f" {left} of {len(rungs)} candidates were too large to be tried." if left else ""
-        decision = (
-            f"{winner.name} is the first that meets the target: perplexity rises by {winner.rise:.2%}, "
-            f"{self.dense / winner.bytes:.2f} times smaller.{rest}"
-            if winner
-            else f"None of {len(rows)} candidates meets the target.{rest}"
-        )
-        return winner, Step(TITLES[1], decision, rows), Step(TITLES[2], _about_checks(checks, winner), checks)
-
-    def check(self, tried: Tried) -> list[Row]:
-        """Whether the answer holds on another draw; and what one text alone would have given."""
-        if not tried.candidate.calibrated:
-            return []
-        settings = self.settings
-        draws = {"another draw": (self.calibration, settings.seed + 1)}
-        if len(self.calibration) > 1:
-            draws |= {f"{name} alone": ({name: ids}, settings.seed) for name, ids in self.calibration.items()}
-        rows = [{"candidate": tried.name, "calibration": "as in the sweep", "rise": tried.rise, "error": tried.error}]
-        for label, (texts, seed) in draws.items():
-
-            def measure(
-                texts: dict[str, Tensor] = texts, seed: int = seed, label: str = label
-            ) -> tuple[dict[str, Tensor], Row]:
-                model = loading.load_float(self.folder)
-                drawn = measurement.draw(texts, settings.sequences, settings.window, seed)
-                workflow.quantize(
-                    model, tried.candidate.spec, method=tried.candidate.method, calibration=drawn,
-                    progress=self.progress(f"{tried.name}, {label}"),
-                )  # fmt: skip
-                return {}, self.quality(model)
-
-            _, found = self.work.once(
-                f"check_{tried.candidate.slug}_{label.replace(' ', '_').replace('/', '_')}", measure
-            )
-            rows.append({"candidate": tried.name, "calibration": label, "rise": found["rise"], "error": found["error"]})
-        return rows
-
-    def training(self, winner: Tried | None, rungs: list[Candidate]) -> Step:
-        recipe = self.settings.recipe
-        if winner:
-            return Step(TITLES[3], "Not needed: the sweep met the target.", [])
-        starts = [tried for tried in self.tried if tried.candidate.trainable and self.target.fits(tried.bytes)]
-        if not starts or not recipe.steps:
-            why = (
-                "it was switched off"
-                if not recipe.steps
-                else "no candidate that training could start from is small enough"
-            )
-            return Step(TITLES[3], f"Not done: {why}.", [])
-        start = best(starts, self.target)
-        slug = f"{start.candidate.slug}_trained"
-
-        def train() -> tuple[dict[str, Tensor], Row]:
-            self.train(start.candidate, slug)
-            return {}, self.quality(checkpoint.load(self.work.place(slug))) | {"seconds": 0.0}
-
-        _, notes = self.work.once(slug, train)
-        tried = Tried(
-            start.candidate, size_on_disk(self.work.place(slug))["total"], notes["rise"], notes["error"], 0.0, True
-        )
-        self.tried.append(tried)
-        rows = [self.row(one) | {"verdict": self.verdict(one)} for one in (start, tried)]
-        outcome = "which meets the target" if self.target.met(tried) else "which still misses the target"
-        decision = (
-            f"Training starts from {start.name}, the best of the sweep that can be trained. {recipe.steps} steps take the rise "
-            f"of the perplexity from {start.rise:.2%} to {tried.rise:.2%}, {outcome}."
-        )
-        return Step(TITLES[3], decision, [{k: v for k, v in row.items() if k != "seconds"} for row in rows])
-
-    def validation(self, chosen: Tried) -> tuple[float, Step]:
-        def measure() -> tuple[dict[str, Tensor], Row]:
-            model, dense = checkpoint.load(self.made(chosen)), loading.load_float(self.folder)
-            again = self.quality(model)
-            ids = next(iter(self.texts.values()))[:DECODED]
-            gaps = {"gap": measurement.decoding_gap(model, ids), "gap before": measurement.decoding_gap(dense, ids)}
-            return {}, {"again": again} | gaps | measurement.speeds(
-                {"before": dense, "after": model}, self.settings.window
-            )
-
-        _, found = self.work.once(f"validation_{chosen.candidate.slug}_{chosen.trained}", measure)
-        again = found["again"]["rise"]
-        same = math.isclose(again, chosen.rise, rel_tol=1e-6, abs_tol=1e-9)
-        read = "the same perplexities" if same else f"another rise of the perplexity, {again:.2%}"
-        rows = [
-            {"work": work, "before": found["before"][work], "after": found["after"][work],
-             "times as fast": found["after"][work] / found["before"][work]}
-            for work in ("prompt", "decoding")
-        ]  # fmt: skip
-        ratios = {row["work"]: row["times as fast"] for row in rows}
-        slower = [work for work, ratio in ratios.items() if ratio < 1]
-        warning = f" It is slower here than the float model at {' and '.join(slower)}." if slower else ""
-        decision = (
-            f"Read back from its files, the model gives {read}. Token by token it differs from whole prompts by "
-            f"{found['gap']:.3f} nats, the float model by {found['gap before']:.3f}. It reads prompts {ratios['prompt']:.2f} times and writes {ratios['decoding']:.2f} times "
-            f"as fast as the float model on this machine.{warning}"
-        )
-        return again, Step(TITLES[4], decision, rows)
-
-    # ---- what they are made of
-
-    def attempt(self, candidate: Candidate) -> Tried:
-        def measure() -> tuple[dict[str, Tensor], Row]:
-            seconds = measurement.seconds(lambda: self.solve(candidate))
-            folder = self.work.place(candidate.slug)
-            found = self.quality(checkpoint.load(folder))
-            return {}, found | {"seconds": seconds, "bytes": size_on_disk(folder)["total"]}
-
-        _, notes = self.work.once(f"sweep_{candidate.slug}", measure)
-        return Tried(candidate, notes["bytes"], notes["rise"], notes["error"], notes["seconds"])
-
-    def solve(self, candidate: Candidate) -> None:
-        folder, settings = self.work.place(candidate.slug), self.settings
-        if folder.is_dir():  # whole, or it would have another name
-            return
-        drawn = measurement.draw(self.calibration, settings.sequences, settings.window, settings.seed)
-        quantize_folder(
-            self.folder, folder, candidate.spec, method=candidate.method, activations=candidate.activations,
-            calibration=drawn if candidate.calibrated else None, tokenizer=loading.load_tokenizer(self.folder),
-            progress=self.progress(candidate.name),
-        )  # fmt: skip
-
-    def train(self, candidate: Candidate, slug: str) -> None:
-        folder = self.work.place(slug)
-        if folder.is_dir():
-            return
-        self.solve(candidate)
-        student, teacher = (loading.load_float(self.folder) for _ in range(2))
-        dtype = student.dtype
-        prepare(student.float(), candidate.spec, start=solved(checkpoint.load(self.work.place(candidate.slug))))
-        retrain(
-            round_together(student), teacher.float(), self.calibration, self.settings.recipe, seed=self.settings.seed,
-            checkpoint=self.work.place(f"{slug}_state"), progress=self.progress(f"training {candidate.name}"),
-        )  # fmt: skip
-        model = convert(student).to(dtype)
-        checkpoint.save(model, folder, tokenizer=loading.load_tokenizer(self.folder))  # type: ignore[arg-type]
-
-    def made(self, tried: Tried) -> Path:
-        """The checkpoint of a candidate, made again if it was tidied away."""
-        slug = tried.candidate.slug + ("_trained" if tried.trained else "")
-        (self.train(tried.candidate, slug) if tried.trained else self.solve(tried.candidate))
-        return self.work.place(slug)
-
-    def tidy(self) -> None:
-        """Keep only the checkpoint that would be written now."""
-        if self.tried:
-            self.work.keep([one.candidate.slug for one in self.tried], best(self.tried, self.target).candidate.slug)
-
-    def quality(self, model: torch.nn.Module) -> Row:
-        """Rise of the perplexity on the text where it rises most."""
-        losses = measurement.nats(model, self.texts, self.settings.window, self.progress("measuring"))  # type: ignore[arg-type]
-        return measurement.worst(self.before, losses)
-
-    def row(self, tried: Tried) -> Row:
-        return {
-            "candidate": tried.name, "bytes": tried.bytes, "times smaller": self.dense / tried.bytes, "rise": tried.rise,
-            "error": tried.error, "seconds": tried.seconds,
-        }  # fmt: skip
-
-    def verdict(self, tried: Tried) -> str:
-        if not self.target.fits(tried.bytes):
-            return "too large"
-        close = abs(tried.rise - self.target.max_loss) < 2 * tried.error
-        return ("meets the target" if self.target.met(tried) else "loses too much") + (", narrowly" if close else "")
-
-
-def _about_checks(checks: Sequence[Row], winner: Tried | None) -> str:
-    if not checks:
-        return (
-            "Nothing to check: the answer looked at no calibration text."
-            if winner
-            else "Nothing to check: no answer yet."
-        )
-    last = [row for row in checks if row["candidate"] == checks[-1]["candidate"]]
-    rises = ", ".join(f"{row['calibration']} {row['rise']:.2%}" for row in last)
-    held = "holds" if winner and winner.candidate.calibrated else "does not hold"
-    return f"The answer {held} on another draw of the calibration text. Rise of the perplexity of {last[0]['candidate']}: {rises}."

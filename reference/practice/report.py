@@ -29,7 +29,7 @@ h1 { font-size: 1.6rem; line-height: 1.25; overflow-wrap: anywhere; } h2 { font-
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.92rem; }
 th, td { border-bottom: 1px solid var(--line); padding: 0.3rem 0.7rem; text-align: left; white-space: nowrap; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-figure { margin: 1rem 0; padding: 0.5rem; background: #ffffff; border-radius: 4px; } figure svg { max-width: 100%; height: auto; }
+figure { margin: 1rem 0; padding: 0.5rem; width: fit-content; max-width: 100%; box-sizing: border-box; background: #ffffff; border-radius: 4px; } figure svg { max-width: 100%; height: auto; }
 code { overflow-wrap: anywhere; }
 """.strip()
 
@@ -78,7 +78,8 @@ def outcome(found: Row) -> str:
     """
     reached, target = found["found"], found["target"]
     size = "" if target["max_bytes"] is None else f" in at most {target['max_bytes']:,} bytes"
-    wanted = f"at most {target['max_loss']:.2%} of perplexity lost{size}"
+    share = "" if target.get("sparsity") is None else f", {target['sparsity']:.0%} of the blocks removed"
+    wanted = f"at most {target['max_loss']:.2%} of perplexity lost{size}{share}"
     is_now = f"{reached['rise']:.2%} lost, {reached['bytes']:,} bytes, {reached['ratio']:.2f} times smaller"
     if found["met"]:
         return f"Target met ({wanted}) by {found['answer']}: {is_now}."
@@ -124,7 +125,7 @@ def _figures(found: Row) -> dict[str, tuple[Callable[[], Axes], str]]:
     limit = 100 * found["target"]["max_loss"]
     figures: dict[str, tuple[Callable[[], Axes], str]] = {}
     if found["workflow"] == "quantize":
-        rows = steps["Post-training sweep"]
+        rows = steps["Post-training sweep"] + steps["Quantization-aware training"][1:]
         figures["Post-training sweep"] = (
             lambda: draw.sweep(rows, limit, found["target"]["max_bytes"]),
             "Rise of the perplexity over the size of each candidate, with the limits as lines.",

@@ -17,6 +17,7 @@ from reference.job import Job, digest
 
 REPORT, PAGE = "report.json", "report.html"
 Row = dict[str, Any]
+Progress = Callable[[str], Callable[[list], Iterable]]
 
 
 class Step(NamedTuple):
@@ -153,3 +154,11 @@ def _finished(output: Path, fingerprint: Row) -> Row | None:
         if report["fingerprint"] == fingerprint:
             return report
     return None
+
+
+def quiet(label: str) -> Callable[[list], Iterable]:
+    """No progress bar.
+
+    Chapter: none (plumbing)
+    """
+    return iter

@@ -49,7 +49,8 @@ def listens(server):
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["as transformers loads it", "packed"])
-def test_a_server_starts_answers_is_loaded_and_stops(folder, tmp_path, packed):
+def test_a_server_starts_answers_is_loaded_and_stops(folder, tmp_path, packed, monkeypatch):
+    monkeypatch.setenv("TQDM_DISABLE", "1")  # as where the book is executed; the log must tell what the server does
     tokenizer = tutorial.tokenizer()
     ids = text.encode(text.read("code"), tokenizer)
     prompts = [tokenizer.decode(ids[24 * i : 24 * (i + 1)]) for i in range(4)]

@@ -10,8 +10,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from reference import checkpoint, workflow
 from reference.dynamic.allocation import stored_bytes
-from reference.dynamic.mixed_precision import Divergence, choose_bits, shapes_of
+from reference.dynamic.mixed_precision import Divergence, GptqRounding, choose_bits, shapes_of
+from reference.dynamic.sensitivity import rounded
 from reference.evaluation import size_on_disk
+from reference.quantization import gptq
 from reference.quantization.grid import QuantizationSpec
 
 SPEC = QuantizationSpec(4, symmetric=True, group_size=32)
@@ -66,6 +68,37 @@ def test_a_layer_that_the_output_does_not_hear_gets_the_fewest_bits() -> None:
     assert max(bits.values()) == 8
 
 
+@torch.no_grad()
+def test_gptq_s_rounding_is_that_of_the_solver_on_the_float_model_s_inputs() -> None:
+    network, rows = model(), [IDS[0][:1], IDS[0][1:]]
+    rounding = GptqRounding(network, rows)
+    inputs: list[torch.Tensor] = []
+    layer = network.model.layers[1].mlp.up_proj
+    layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    for ids in rows:
+        network(input_ids=ids)
+    hessian = sum(2 * x.double().flatten(0, 1).T @ x.double().flatten(0, 1) for x in inputs) / 2
+    spec = replace(SPEC, bits=3)
+    expected = gptq.quantize_layer(layer.weight, hessian.float(), spec, scale_dtype=torch.float16).dequantize(
+        torch.float32
+    )
+    found = rounding("model.layers.1.mlp.up_proj", layer.weight, spec)
+    assert float((found != expected).float().mean()) < 0.01
+    assert not torch.equal(found, rounded(layer.weight, spec))
+
+
+def test_the_solver_that_rounds_decides_who_gets_bits() -> None:
+    """One layer that the given rounding leaves exact needs no bits."""
+    name = "model.layers.0.mlp.down_proj"
+
+    def rounding(layer: str, weight: torch.Tensor, spec: QuantizationSpec) -> torch.Tensor:
+        return weight if layer == name else rounded(weight, spec)
+
+    bits = choose_bits(model(), SPEC, 5.0, IDS, options=(2, 4, 8), rounding=rounding)
+    assert bits[name] == 2
+    assert choose_bits(model(), SPEC, 5.0, IDS, options=(2, 4, 8))[name] > 2
+
+
 def test_what_is_skipped_takes_no_part() -> None:
     assert set(shapes_of(model(), ["*.layers.0.*"])) == {name for name in shapes_of(model()) if ".layers.1." in name}
     bits = choose_bits(model(), SPEC, 4.5, IDS, options=(2, 4), skip=["*.mlp.*"])
@@ -79,6 +112,7 @@ def test_what_is_skipped_takes_no_part() -> None:
         (lambda: choose_bits(model(), SPEC, float("nan"), IDS), "average_bits is nan"),
         (lambda: choose_bits(model(), SPEC, 4.0, IDS, skip=["*"]), "leaves no layer"),
         (lambda: choose_bits(model(), SPEC, 4.0, []), "batches is empty"),
+        (lambda: GptqRounding(model(), []), "batches is empty"),
     ],
 )
 def test_wrong_arguments_are_named(call, message: str) -> None:

@@ -16,7 +16,7 @@ from reference import evaluation
 from reference.evaluation import size_on_disk
 from reference.models import loading
 from reference.models.families import block_linears
-from reference.practice import cuts, measurement, pruning, sparse_kernels
+from reference.practice import cuts, measurement, pruning_steps, sparse_kernels
 from reference.practice.work import unfinished
 from reference.pruning import schedules
 
@@ -45,7 +45,7 @@ def slow(weight: torch.Tensor, tokens: int, *_: object) -> list[dict]:
 
 @pytest.fixture
 def no_gain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pruning, "times_as_fast", slow)
+    monkeypatch.setattr(pruning_steps, "times_as_fast", slow)
 
 
 @pytest.mark.usefixtures("no_gain")
@@ -73,7 +73,7 @@ def test_a_share_is_reached_along_the_cubic_and_the_model_is_really_smaller(
     assert result.json["found"]["bytes"] == size_on_disk(tmp_path / "out")["total"] < size_on_disk(llama)["total"]
     assert json.loads((tmp_path / "out/report.json").read_text()) == result.json
     page = (tmp_path / "out/report.html").read_text()
-    assert all(f". {title}</h2>" in page for title in pruning.TITLES)
+    assert all(f". {title}</h2>" in page for title in pruning_steps.TITLES)
 
 
 @pytest.mark.usefixtures("no_gain")
@@ -93,7 +93,7 @@ def test_without_a_size_the_last_round_within_the_limit_is_the_answer(
     free = run("prune", llama, "--max-loss", "100000%", "--output", tmp_path / "a", *SMALL, *options)
     rises = [row["rise after"] for row in free.steps["Gradual pruning"]["rows"]]
     assert len(rises) >= 3
-    assert free.json["found"]["removed"] >= 0.75
+    assert free.json["found"]["removed"] >= 0.5
     over = next(i for i in range(1, len(rises)) if rises[i] > max(rises[:i]))
     limit = (rises[over] + max(rises[:over])) / 2
     result = run("prune", llama, "--max-loss", f"{100 * limit:.6f}%", "--output", tmp_path / "b", *SMALL, *options)
@@ -121,7 +121,9 @@ def test_fine_tuning_rescues_the_last_round(run: Callable, llama: Path, tmp_path
 def test_an_impossible_target_ends_with_the_best_and_code_1(run: Callable, llama: Path, tmp_path: Path) -> None:
     result = run("prune", llama, "--max-loss", "0%", "--sparsity", 0.6, "--output", tmp_path / "out", "--json", *SMALL)
     assert result.code == 1
-    assert result.err.startswith("Target missed (at most 0.00% of perplexity lost). The best found is round 2")
+    assert result.err.startswith(
+        "Target missed (at most 0.00% of perplexity lost, 60% of the blocks removed). The best found is round 2"
+    )
     assert loading.load_float(tmp_path / "out") is not None
 
 
@@ -132,7 +134,7 @@ def test_zeros_are_written_only_where_a_kernel_pays_and_the_limit_holds(
         shares = ((0.02, 1.5), (0.9, 3.0), (0.01, 0.9))
         return [{"format": "CSR", "tokens": tokens, "sparsity": s, "times as fast": t} for s, t in shares]
 
-    monkeypatch.setattr(pruning, "times_as_fast", fast)
+    monkeypatch.setattr(pruning_steps, "times_as_fast", fast)
     options = ["--sparsity", 0.1, "--json", *SMALL, "--final-steps", 30]
     result = run("prune", llama, "--max-loss", "50%", "--output", tmp_path / "out", *options)
     rows = {row["sparsity"]: row for row in result.steps["Sparse library check"]["rows"]}
@@ -239,7 +241,6 @@ def test_it_goes_on_after_sigkill_to_the_same_weights(llama: Path, sentence: Pat
         (["--max-loss", "2%", "--min-ratio", "30"], "leaves nothing of the blocks"),
         (["--max-loss", "2%", "--most", "1.0"], "most is 1.0"),
         (["--max-loss", "x"], "--max-loss is 'x'"),
-        (["--max-loss", "2%", "--multiple", "512"], "multiple is 512"),
     ],
 )
 def test_wrong_input_is_named_and_nothing_is_left(
@@ -249,6 +250,13 @@ def test_wrong_input_is_named_and_nothing_is_left(
     assert result.code == 2
     assert words in result.err
     assert result.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_multiple_that_leaves_nothing_to_cut_is_refused(run: Callable, opt: Path, tmp_path: Path) -> None:
+    result = run("prune", opt, "--max-loss", "2%", "--output", tmp_path / "out", *SMALL, "--multiple", 512)
+    assert result.code == 2
+    assert "multiple is 512: no unit of the model can be cut" in result.err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -16,7 +16,8 @@ import torch
 from reference import checkpoint, evaluation
 from reference.evaluation import size_on_disk
 from reference.models import loading
-from reference.practice import measurement, quantization
+from reference.practice import measurement, quantization, quantization_steps
+from reference.practice.retraining import Recipe
 from reference.practice.work import unfinished
 
 SMALL = ["--group-size", 32, "--sequences", 8, "--steps", 6, "--tokens", 400]
@@ -56,7 +57,7 @@ def test_in_words_it_says_each_decision(run: Callable, llama: Path, tmp_path: Pa
     result = run("quantize", llama, "--max-loss", "50%", "--output", tmp_path / "out", *QUICK)
     assert (result.code, result.err) == (0, "")
     assert result.out.startswith("Target met (at most 50.00% of perplexity lost) by W")
-    assert all(f"{title}: " in result.out for title in quantization.TITLES)
+    assert all(f"{title}: " in result.out for title in quantization_steps.TITLES)
 
 
 def test_a_limit_on_the_size_leaves_out_what_is_larger(run: Callable, llama: Path, tmp_path: Path) -> None:
@@ -256,11 +257,25 @@ def test_an_error_in_the_middle_keeps_nothing_of_a_fresh_run(
     def fail(*_: object, **__: object) -> None:
         raise ValueError("no")
 
-    monkeypatch.setattr(quantization, "quantize_folder", fail)
-    settings = quantization.Settings(
+    monkeypatch.setattr(quantization_steps, "quantize_folder", fail)
+    settings = quantization_steps.Settings(
         texts=(str(sentence),), calibration=(str(sentence),), window=32, group_size=32,
-        recipe=quantization.Recipe(0),
+        recipe=Recipe(0),
     )  # fmt: skip
     with pytest.raises(ValueError, match="no"):
         quantization.run(str(llama), tmp_path / "out", max_loss=math.pi, settings=settings)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["quantize", "prune"])
+def test_help_says_what_each_step_decides_and_what_the_exit_code_means(
+    capfd: pytest.CaptureFixture, command: str
+) -> None:
+    from reference import cli
+
+    cli.main(["workflow", command, "--help"])
+    shown = " ".join(capfd.readouterr().out.split())
+    assert all(f"{number} " in shown for number in range(1, 5))
+    assert "Exit code 1 says that the target was missed" in shown
+    assert f"python -m reference workflow {command} tutorial --max-loss" in shown
+    assert "goes on where it was" in shown
