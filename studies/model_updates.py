@@ -7,8 +7,8 @@
 Version 1 is the shipped model; version 2 is version 1 after some hundred steps on documentation alone. Each method
 compresses version 1, then version 2 with what was found on version 1 and with what is found anew. The second part trains
 small models of the same family from scratch, and the shipped one a little further, with and without a penalty, and
-compresses them. On the CPU, one
-thread, about half an hour. A part that has a file in ``--work`` is not done again. Seconds are those of the processor.
+compresses them. On the CPU, one thread, about ten minutes. A part that has a file in ``--work`` is not done again.
+Seconds are those of the processor.
 """
 
 import argparse

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from reference.dynamic.allocation import bits_within, stored_bytes
 from reference.dynamic.sensitivity import measured
@@ -73,7 +74,8 @@ class GptqRounding:
         if not batches:
             raise ValueError("batches is empty; GPTQ needs at least one")
         self.hessians: dict[str, HessianAccumulator] = {}
-        family, handles = family_of(model), []
+        family = family_of(model)
+        handles: list[RemovableHandle] = []
         for number, block in enumerate(blocks(model)):
             for group in family.sublayers:
                 layer = block.get_submodule(group[0])

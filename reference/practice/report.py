@@ -145,6 +145,8 @@ def _figures(found: Row) -> dict[str, tuple[Callable[[], Axes], str]]:
 
 
 def _figure(drawn: Callable[[], Axes], text: str) -> str:
+    # Loads the backend first: a notebook's sets rcParams as it loads, which the end of the style's context would undo.
+    plt.close(plt.figure())
     with plt.style.context(STYLE):
         axes = drawn()
         figure: Any = axes.figure

@@ -11,16 +11,12 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 class Measured(Protocol):
     """What has been measured of a model.
 
-    Attributes:
-        rise: of the perplexity, as a fraction.
-        bytes: on the disk.
-
     Chapter: none (an interface)
     """
 
     @property
     def rise(self) -> float:
-        """Rise of the perplexity."""
+        """Rise of the perplexity, as a fraction."""
 
     @property
     def bytes(self) -> int:

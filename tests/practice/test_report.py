@@ -1,7 +1,11 @@
 """The page: whole in itself, escaped, readable in the dark, with every decision."""
 
+import os
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -110,3 +114,15 @@ def test_a_miss_names_the_best() -> None:
 )  # fmt: skip
 def test_cells_are_shown_as_people_write_them(column: str, cell: object, shown: str) -> None:
     assert report.value(column, cell) == shown
+
+
+def test_a_notebook_still_shows_its_figures_after_a_report() -> None:
+    """The notebook's backend loads with the first figure, and what it sets must outlive the report's style."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from IPython.core.interactiveshell import InteractiveShell\n"
+        "InteractiveShell.instance(); import matplotlib, test_report; from reference.practice import report\n"
+        "report.page(test_report.FOUND); print(matplotlib.get_backend(), matplotlib.is_interactive())"
+    )
+    environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.split()[-2:] == ["module://matplotlib_inline.backend_inline", "True"], done.stderr[-2000:]

@@ -57,7 +57,7 @@ def test_every_row_keeps_the_same_number_and_the_scale_of_norms_does_not_matter(
     for row in range(len(weight)):
         if keep[row].any() and not keep[row].all():
             assert score[row][keep[row]].min() >= score[row][~keep[row]].max()
-    assert (wanda.mask(weight, factor * norms, sparsity) == keep).double().mean() > 0.99  # but for near ties
+    assert (wanda.mask(weight, factor * norms, sparsity) == keep).double().mean() > 0.98  # but for near ties
 
 
 def test_patterns_keep_n_of_each_m() -> None:
