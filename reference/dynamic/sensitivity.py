@@ -20,7 +20,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from reference.quantization.grid import QuantizationSpec
 from reference.quantization.round_to_nearest import quantize_layer
 
-
 #: Layer → bits → number.
 Table = dict[str, dict[int, float]]
 
