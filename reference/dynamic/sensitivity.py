@@ -11,7 +11,7 @@ Three ways to a number for each layer and number of bits:
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from reference.quantization.grid import QuantizationSpec
 from reference.quantization.round_to_nearest import quantize_layer
 
-Sample = TypeVar("Sample")
 #: Layer → bits → number.
 Table = dict[str, dict[int, float]]
 
@@ -104,8 +103,8 @@ def squared_errors(model: nn.Module, grids: Sequence[QuantizationSpec], names: S
 def fisher(
     model: nn.Module,
     names: Sequence[str],
-    samples: Iterable[Sample],
-    loss: Callable[[nn.Module, Sample], Tensor],
+    samples: Iterable[Any],
+    loss: Callable[[nn.Module, Any], Tensor],
     count: int,
 ) -> dict[str, Tensor]:
     r"""Diagonal of the empirical Fisher matrix of each weight.
