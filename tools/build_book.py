@@ -47,8 +47,8 @@ def inputs_digest() -> str:
 
 
 def state_of(records: dict) -> str:
-    """What a build was made from, as its stamp keeps it."""
-    return "\n".join([inputs_digest(), *(f"{n} {r.key} {r.seconds}" for n, r in records.items())])
+    """What a build was made from, as its stamp keeps it, in whatever order its notebooks were executed."""
+    return "\n".join([inputs_digest(), *(f"{n} {r.key} {r.seconds}" for n, r in sorted(records.items()))])
 
 
 def is_current() -> bool:

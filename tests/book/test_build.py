@@ -1,8 +1,11 @@
 """What `make book` decides: what is executed again, what may be shown, and whether the site is whole."""
 
+import dataclasses
+
 import book_execute
 import book_paths
 import book_stage
+import build_book
 import execute_twice
 import nbformat.v4 as nb
 import pytest
@@ -25,6 +28,13 @@ def test_what_results_depend_on_changes_every_key(tmp_path, monkeypatch, place):
     assert book_execute.keys([tmp_path / "n.ipynb"]) == {tmp_path / "n.ipynb": key}, "prose costs no execution"
     (tmp_path / place).write_text("after")
     assert book_execute.keys([tmp_path / "n.ipynb"]) != {tmp_path / "n.ipynb": key}
+
+
+def test_a_site_is_the_same_in_whatever_order_its_notebooks_were_executed():
+    records = {notebook: RECORD for notebook in BOOK}
+    assert build_book.state_of(records) == build_book.state_of(dict(reversed(records.items())))
+    other = records | {BOOK[0]: dataclasses.replace(RECORD, key="another")}
+    assert build_book.state_of(records) != build_book.state_of(other)
 
 
 def test_one_notebooks_text_changes_its_key_only(tmp_path, monkeypatch):
