@@ -31,7 +31,7 @@ def test_what_results_depend_on_changes_every_key(tmp_path, monkeypatch, place):
 
 
 def test_a_site_is_the_same_in_whatever_order_its_notebooks_were_executed():
-    records = {notebook: RECORD for notebook in BOOK}
+    records = dict.fromkeys(BOOK, RECORD)
     assert build_book.state_of(records) == build_book.state_of(dict(reversed(records.items())))
     other = records | {BOOK[0]: dataclasses.replace(RECORD, key="another")}
     assert build_book.state_of(records) != build_book.state_of(other)
