@@ -1,6 +1,8 @@
-"""What holds for every test: no network, one thread, Triton interpreted, examples that repeat."""
+"""What holds for every test: no network, one thread, Triton interpreted, examples that repeat; a model to give to commands."""
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 # Before anything imports triton: kernels run on the CPU, interpreted.
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -9,7 +11,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import no_network
+import pytest
 import torch
+from command_line import Result
 from hypothesis import settings
 
 no_network.block()
@@ -18,3 +22,49 @@ torch.set_num_threads(1)
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama with a tokenizer of single bytes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={byte: index for index, byte in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.1,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("texts") / "mine.txt"
+    file.write_text("It is a truth – universally – acknowledged. " * 40, encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture) -> Callable[..., Result]:
+    """Call ``main`` in this process; anything but SystemExit that escapes fails the test."""
+    from reference import cli
+
+    def call(*arguments: object) -> Result:
+        capfd.readouterr()
+        code = 0
+        try:
+            cli.main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capfd.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return call

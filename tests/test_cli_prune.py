@@ -5,77 +5,24 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from command_line import Result, goes_on_after_sigkill
+from safetensors.torch import save_file
 from transformers import (
     AutoModelForCausalLM,
     CompressedTensorsConfig,
     GPT2Config,
     GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
 )
 
 from reference import checkpoint, cli, evaluation
 from reference.layers import QuantizedLinear
 from reference.models import loading
 from reference.models.families import block_linears
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict:
-        return json.loads(self.out)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama with a tokenizer of single bytes."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={byte: index for index, byte in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.1,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("texts") / "mine.txt"
-    file.write_text("It is a truth – universally – acknowledged. " * 40, encoding="utf-8")
-    return file
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture) -> Callable[..., Result]:
-    def call(*arguments: object) -> Result:
-        capfd.readouterr()
-        code = 0
-        try:
-            cli.main([str(argument) for argument in arguments])
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return Result(code, *capfd.readouterr())
-
-    return call
 
 
 def options(text: Path, output: Path) -> list[object]:
@@ -209,34 +156,20 @@ def test_help_teaches(run: Callable) -> None:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs a signal that cannot be caught")
 def test_it_goes_on_after_sigkill_to_the_same_files(tmp_path: Path) -> None:
-    def command(output: Path, *more: str) -> list[str]:
-        return [
-            sys.executable, "-m", "reference", "prune", "tutorial", "--pattern", "2:4", "--bits", "4", "--no-evaluate",
-            "--sequences", "8", "--window", "128", "--output", str(output), *more,
-        ]  # fmt: skip
-
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(command(tmp_path / "whole"), check=True, env=environment, capture_output=True)
-    process = subprocess.Popen(command(tmp_path / "cut"), env=environment, stdout=subprocess.DEVNULL)
-    unfinished = tmp_path / ".cut.unfinished"
-    until = time.monotonic() + 120
-    while len(list(unfinished.glob("sparsegpt.*"))) < 2 and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    assert unfinished.is_dir()
-    assert not (tmp_path / "cut").exists()
-    other = subprocess.run(
-        command(tmp_path / "cut", "--damping", "0.02"), env=environment, capture_output=True, text=True
-    )
-    assert other.returncode == 2
-    assert "holds an unfinished run that differs in options" in other.stderr
-    subprocess.run(command(tmp_path / "cut"), check=True, env=environment, capture_output=True)
-    assert not unfinished.exists()
-    files = sorted(path.name for path in (tmp_path / "whole").iterdir())
-    assert files == sorted(path.name for path in (tmp_path / "cut").iterdir())
-    for name in files:
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes(), name
+    arguments = [
+        "prune",
+        "tutorial",
+        "--pattern",
+        "2:4",
+        "--bits",
+        "4",
+        "--no-evaluate",
+        "--sequences",
+        "8",
+        "--window",
+        "128",
+    ]
+    goes_on_after_sigkill(tmp_path, arguments, "sparsegpt.*")
 
 
 RANKS = """
@@ -244,10 +177,11 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from reference import pipeline, ranks
 
-folder, out, method, batches = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], torch.load(sys.argv[4])
+folder, out, method, batches = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], list(load_file(sys.argv[4])["tokens"])
 torch.set_num_threads(1)
 group = ranks.start()
 pipeline.prune_folder(folder, out, 0.6, method=method, calibration=batches, ranks=group)
@@ -257,9 +191,9 @@ ranks.stop()
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
 def test_two_processes_write_the_bytes_of_one(model: Path, tmp_path: Path, method: str) -> None:
-    script, drawn = tmp_path / "run.py", tmp_path / "tokens.pt"
+    script, drawn = tmp_path / "run.py", tmp_path / "tokens.safetensors"
     script.write_text(RANKS)
-    torch.save(list(torch.randint(0, 256, (4, 3, 32), generator=torch.Generator().manual_seed(1))), drawn)
+    save_file({"tokens": torch.randint(0, 256, (4, 3, 32), generator=torch.Generator().manual_seed(1))}, drawn)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parent.parent)}
     heads = {"one": [], "two": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]}
     for output, head in heads.items():

@@ -1,16 +1,13 @@
 """Long runs that are killed: they go on to the same bytes, and never mix with another run."""
 
 import copy
-import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from command_line import goes_on_after_sigkill
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from reference import workflow
@@ -127,32 +124,17 @@ def test_a_digest_sees_every_change(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs a signal that cannot be caught")
 def test_the_command_goes_on_after_sigkill_to_the_same_files(tmp_path: Path) -> None:
     """One real kill, at a moment that the number of finished blocks decides; benchmarks/kills.py does twenty at random."""
-
-    def command(output: Path, *more: str) -> list[str]:
-        return [
-            sys.executable, "-m", "reference", "quantize", "tutorial", "--method", "gptq", "--bits", "3", "--no-evaluate",
-            "--sequences", "8", "--window", "128", "--output", str(output), *more,
-        ]  # fmt: skip
-
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(command(tmp_path / "whole"), check=True, env=environment, capture_output=True)
-    process = subprocess.Popen(command(tmp_path / "cut"), env=environment, stdout=subprocess.DEVNULL)
-    unfinished = tmp_path / ".cut.unfinished"
-    until = time.monotonic() + 120
-    while len(list(unfinished.glob("gptq.*"))) < 2 and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    assert unfinished.is_dir()
-    assert not (tmp_path / "cut").exists()
-    other = subprocess.run(
-        command(tmp_path / "cut", "--damping", "0.02"), env=environment, capture_output=True, text=True
-    )
-    assert other.returncode == 2
-    assert "holds an unfinished run that differs in options" in other.stderr
-    subprocess.run(command(tmp_path / "cut"), check=True, env=environment, capture_output=True)
-    assert not unfinished.exists()
-    files = sorted(path.name for path in (tmp_path / "whole").iterdir())
-    assert files == sorted(path.name for path in (tmp_path / "cut").iterdir())
-    for name in files:
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes(), name
+    arguments = [
+        "quantize",
+        "tutorial",
+        "--method",
+        "gptq",
+        "--bits",
+        "3",
+        "--no-evaluate",
+        "--sequences",
+        "8",
+        "--window",
+        "128",
+    ]
+    goes_on_after_sigkill(tmp_path, arguments, "gptq.*")

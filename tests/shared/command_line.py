@@ -1,0 +1,52 @@
+"""What tests of several commands share: a command's result, and one that is killed and given again."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Result(NamedTuple):
+    """Exit code and streams of a command."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict:
+        return json.loads(self.out)
+
+
+def goes_on_after_sigkill(tmp_path: Path, arguments: list[str], finished: str) -> None:
+    """Kill a command once two files of its unfinished run match ``finished``; given again it ends with the bytes of an
+    unbroken run, and with another ``--damping`` it is refused."""
+
+    def command(output: Path, *more: str) -> list[str]:
+        return [sys.executable, "-m", "reference", *arguments, "--output", str(output), *more]
+
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command(tmp_path / "whole"), check=True, env=environment, capture_output=True)
+    process = subprocess.Popen(command(tmp_path / "cut"), env=environment, stdout=subprocess.DEVNULL)
+    unfinished = tmp_path / ".cut.unfinished"
+    until = time.monotonic() + 120
+    while len(list(unfinished.glob(finished))) < 2 and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert unfinished.is_dir()
+    assert not (tmp_path / "cut").exists()
+    other = subprocess.run(
+        command(tmp_path / "cut", "--damping", "0.02"), env=environment, capture_output=True, text=True
+    )
+    assert other.returncode == 2
+    assert "holds an unfinished run that differs in options" in other.stderr
+    subprocess.run(command(tmp_path / "cut"), check=True, env=environment, capture_output=True)
+    assert not unfinished.exists()
+    files = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "cut").iterdir())
+    for name in files:
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes(), name
