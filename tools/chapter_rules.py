@@ -12,12 +12,16 @@ from typing import Any
 
 import address
 
-HEADINGS = ("The question", "Exercises", "Remember", "Functions of this chapter")
+HEADINGS = ("The question", "On your own model", "Exercises", "Remember", "Functions of this chapter")
 CODE_WIDTH = 76
+#: Lines of a code cell that the page shows; a longer one has no idea of its own.
+CODE_LINES = 40
+HIDDEN = {"hide-cell", "hide-input", "remove-cell", "remove-input"}
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+HUB_NAME = re.compile(r"\b[A-Za-z][\w-]*/[A-Za-z][\w.-]*\b")
 FENCE = re.compile(r"^(`{3,}|~{3,}|:{3,}).*?^\1", re.MULTILINE | re.DOTALL)
 
 Notebook = dict[str, Any]
@@ -75,6 +79,9 @@ def hygiene(notebook: Notebook) -> Iterator[str]:
             for line in cell["source"].splitlines():
                 if len(line) > CODE_WIDTH:
                     yield f"cell {number}: a line is longer than {CODE_WIDTH} characters: {line.strip()[:40]}…"
+            lines = len(cell["source"].splitlines())
+            if lines > CODE_LINES and not HIDDEN & set(tags(cell)):
+                yield f"cell {number} shows {lines} lines of code, more than {CODE_LINES}: split it, with words between"
     if notebook["metadata"] != METADATA:
         yield "the metadata differ from the common kernel's: run make tidy"
 
@@ -104,6 +111,47 @@ def order(notebook: Notebook) -> Iterator[str]:
     found = [title for cell in notebook["cells"] for title in headings(cell, 2) if title in HEADINGS]
     if found != list(HEADINGS):
         yield f"the headings should be {HEADINGS} in this order, found {found}"
+
+
+def own_model(notebook: Notebook) -> list[tuple[str, str]]:
+    """Language and text of the fenced blocks in the section 'On your own model'."""
+    words = "\n".join(cell["source"] for cell in section(notebook, "On your own model"))
+    return re.findall(r"^```(\w+)\n(.*?)^```", words, re.MULTILINE | re.DOTALL)
+
+
+def own(notebook: Notebook) -> Iterator[str]:
+    """One block to copy: the command, or the few lines of Python, with a name on the hub."""
+    blocks = own_model(notebook)
+    if [language for language, _ in blocks] not in (["bash"], ["python"]):
+        yield f"'On your own model' should have one block, ```bash or ```python, found {[b[0] for b in blocks]}"
+    elif not HUB_NAME.search(blocks[0][1]):
+        yield "the block of 'On your own model' names no model on the hub, such as Qwen/Qwen3-0.6B"
+
+
+def quizzes(notebook: Notebook) -> Iterator[str]:
+    """Two or more quick checks, each with its answer folded away, and before the exercises."""
+    found = 0
+    for cell in notebook["cells"]:
+        if "Exercises" in headings(cell, 2):
+            break
+        if cell["cell_type"] == "markdown":
+            for block in re.findall(
+                r"^(:{4,})\{admonition\} Quick check\n(.*?)^\1$", cell["source"], re.MULTILINE | re.DOTALL
+            ):
+                found += 1
+                if not block[1].startswith(":class: quiz\n") or "\n:::{dropdown} Answer\n" not in block[1]:
+                    yield f"a quick check lacks ':class: quiz' or ':::{{dropdown}} Answer': {block[1].strip()[:50]}"
+    if found < 2:
+        yield f"there should be two or more '::::{{admonition}} Quick check' before the exercises, found {found}"
+
+
+def boxes(notebook: Notebook) -> Iterator[str]:
+    """A table that joins symbols and names in code, and a box that says where this differs from its source."""
+    words = "\n".join(cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+    if not re.search(r"^\|.*\| in code \|$", words, re.MULTILINE):
+        yield "there is no table of symbols: a row of heads that ends in '| in code |'"
+    if not re.search(r"^:{3,}\{admonition\} Differs from the ", words, re.MULTILINE):
+        yield "there is no box ':::{admonition} Differs from the paper'"
 
 
 def exercises(notebook: Notebook) -> Iterator[str]:
@@ -198,5 +246,7 @@ def asserts_plotted(source: str) -> bool:
 
 def breaches(notebook: Notebook, path: Path, url: str) -> list[str]:
     """Everything that is wrong with the chapter at `path` (relative to the repository)."""
-    rules = (hygiene(notebook), opening(notebook, path, url), order(notebook), exercises(notebook), remember(notebook))
-    return [f"{path}: {text}" for rule in (*rules, figures(notebook)) for text in rule]
+    rules = (own, quizzes, boxes, exercises, remember, figures)
+    found = [*hygiene(notebook), *opening(notebook, path, url), *order(notebook)]
+    found += [text for rule in rules for text in rule(notebook)]
+    return [f"{path}: {text}" for text in found]

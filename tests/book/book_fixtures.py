@@ -9,6 +9,8 @@ import tidy_notebooks
 URL = "https://github.com/acme/book"
 PATH = Path("notebooks/part/good.ipynb")
 
+QUIZ = "::::{admonition} Quick check\n:class: quiz\nHow many?\n\n:::{dropdown} Answer\nTwo.\n:::\n::::"
+
 
 def markdown(source: str) -> dict[str, Any]:
     return {"cell_type": "markdown", "metadata": {}, "source": source}
@@ -28,11 +30,14 @@ def good() -> dict[str, Any]:
     }
     cells = [
         markdown("# Title\n\n**After this chapter you can**\n- measure\n\n**You need** nothing. 5 minutes to read."),
-        markdown("## The question\nWhy?"),
+        markdown("## The question\nWhy?\n\n| symbol | meaning | in code |\n|---|---|---|\n| $x$ | input | `x` |"),
+        markdown(":::{admonition} Differs from the paper\nIn nothing.\n:::"),
+        markdown(f"{QUIZ}\n\n{QUIZ}"),
         code("axes.plot([1, 2], [3, 1], label='error');", "figure", mystnb=figure),
         code("x, y = plotted(axes)['error']\nassert (y[1:] < y[:-1]).all()", "caption"),
+        markdown("## On your own model\n\n```bash\npython -m reference inspect Qwen/Qwen3-0.6B\n```"),
         markdown("## Exercises\n\n### Exercise 1\nDo."),
-        code("assert 1 + 1 == 2", "solution", "hide-cell"),
+        code("assert 2 + 2 == 4", "solution", "hide-cell"),
         markdown("### Exercise 2: more\nDo."),
         code("assert 1 + 1 == 2", "solution", "hide-cell"),
         markdown("### Exercise 3\nDo.\n\n:::{dropdown} Solution\nWords.\n:::"),

@@ -5,7 +5,7 @@ import book_paths
 import chapter_rules
 import pytest
 import tidy_notebooks
-from book_fixtures import PATH, URL, code, good, markdown
+from book_fixtures import PATH, QUIZ, URL, code, good, markdown
 
 ROOT = book_paths.ROOT
 
@@ -85,8 +85,17 @@ BROKEN = {
     "a shown Colab cell": (drop_tag("remove-cell"), "Colab cell"),
     "no question": (replace("## The question", "## A question"), "headings"),
     "wrong order": (lambda n: n["cells"].append(n["cells"].pop(2)), "headings"),
+    "a long cell": (replace("axes.plot(", 41 * "x = 1\n" + "axes.plot("), "split it"),
+    "no own model": (replace("## On your own model", "## Elsewhere"), "headings"),
+    "no command": (replace("```bash", "```"), "one block"),
+    "two commands": (replace("```bash", "```bash\nls\n```\n\n```bash"), "one block"),
+    "a model of no hub": (replace("Qwen/Qwen3-0.6B", "tutorial"), "names no model on the hub"),
+    "one quick check": (replace(f"{QUIZ}\n\n", ""), "two or more"),
+    "a quick check without answer": (replace(":::{dropdown} Answer", ":::{note}"), "lacks"),
+    "no symbols": (replace("| in code |", "| where |"), "table of symbols"),
+    "no box": (replace("Differs from the paper", "Note"), "no box"),
     "two exercises": (replace("### Exercise 2", "### Something"), "three to five"),
-    "an unsolved exercise": (lambda n: n["cells"].remove(n["cells"][6]), "exercise 1 has no cell"),
+    "an unsolved exercise": (lambda n: n["cells"].remove(cell(n, "assert 2 + 2 == 4")), "exercise 1 has no cell"),
     "a shown solution": (drop_tag("hide-cell"), "hide-cell"),
     "a typed number to remember": (replace("{glue:text}`b:.2f`", "three"), "without a glued number"),
     "two things to remember": (replace("- {glue:text}`b:.2f`\n", ""), "three list items"),
@@ -135,7 +144,7 @@ def test_tidy_changes_nothing_the_second_time(tmp_path):
 def test_tidy_strips_and_keeps_the_hardware():
     notebook = good()
     notebook["cells"][0]["source"] = notebook["cells"][0]["source"].replace("CPU, two cores", "one GPU")
-    notebook["cells"][3] |= {"outputs": [{}], "execution_count": 4}
+    cell(notebook, "figure", "tags").update({"outputs": [{}], "execution_count": 4})
     tidied = tidy_notebooks.tidy(notebook, PATH, URL)
     assert chapter_rules.breaches(tidied, PATH, URL) == []
     assert " · one GPU\n" in tidied["cells"][0]["source"]

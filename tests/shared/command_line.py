@@ -20,6 +20,11 @@ class Result(NamedTuple):
     def json(self) -> dict:
         return json.loads(self.out)
 
+    @property
+    def steps(self) -> dict[str, dict]:
+        """A workflow's steps, by title."""
+        return {step["title"]: step for step in self.json["steps"]}
+
 
 def goes_on_after_sigkill(tmp_path: Path, arguments: list[str], finished: str) -> None:
     """Kill a command once two files of its unfinished run match ``finished``; given again it ends with the bytes of an
