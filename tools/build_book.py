@@ -14,6 +14,7 @@ from pathlib import Path
 import book_execute
 import book_stage
 import site_check
+import zip_site
 from book_paths import CACHE, HTML, ROOT, digest, files_below, notebooks, toc_pages
 
 STAMP = CACHE / "built"
@@ -79,6 +80,7 @@ def main() -> None:
         sphinx()
         if problems := site_check.problems(HTML, [html_of(page) for page in toc_pages(source)]):
             raise SystemExit("\n".join(problems))
+        zip_site.main()
         STAMP.write_text(state)
     else:
         print("nothing has changed since the last build")
