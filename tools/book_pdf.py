@@ -20,7 +20,7 @@ import yaml
 import zip_site
 from book_paths import HTML, ROOT
 from browser import Browser, BrowserError, find
-from print_pages import A4, INCH, MARGIN, print_page, sheets
+from print_pages import A4, INCH, MARGIN, SCALE, print_page, sheets
 from pypdf import PdfReader, PdfWriter
 from pypdf.generic import (
     ArrayObject,
@@ -38,6 +38,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+TOP, POINTS_OF_MARGIN = (length / INCH * 72 for length in (A4[1], MARGIN))  # points
 NO_BROWSER = (
     "make pdf prints with Chromium, and none is installed here. Debian and Ubuntu: apt-get install chromium; "
     "macOS: brew install --cask chromium; or name one that you have: CHROMIUM=/path/to/chrome make pdf"
@@ -63,7 +64,7 @@ class Chapter:
     sections: list[tuple[str, str]] = field(default_factory=list)  # id and heading
     pdf: PdfReader | None = None
     first: int = 0  # its first sheet in the book, from 0
-    places: dict[str, tuple[int, float, float]] = field(default_factory=dict)  # id → sheet in the book, left, top
+    places: dict[str, tuple[int, float]] = field(default_factory=dict)  # id → sheet in the book, height on it
 
 
 @dataclass
@@ -139,6 +140,11 @@ def front(browser: Browser, book: list[Part], title: str, lines: str, folder: Pa
     return PdfReader(io.BytesIO(sheets(browser)))
 
 
+def on_paper(height: float) -> float:
+    """The height on the sheet of a place that Chromium names: it leaves out the margin and the scale."""
+    return TOP - POINTS_OF_MARGIN - SCALE * (TOP - height)
+
+
 def place(book: list[Part], offset: int) -> int:
     """Give every chapter its first sheet, from `offset` on, and its names their places; the number of all sheets."""
     for part in book:
@@ -149,17 +155,19 @@ def place(book: list[Part], offset: int) -> int:
             for name, target in chapter.pdf.named_destinations.items():
                 number = chapter.pdf.get_destination_page_number(target)
                 if number is not None:
-                    left, top = float(target.left or 0), float(target.top or 0)
-                    chapter.places[unquote(name.lstrip("/"))] = (chapter.first + number, left, top)
+                    chapter.places[unquote(name.lstrip("/"))] = (
+                        chapter.first + number,
+                        on_paper(float(target.top or 0)),
+                    )
     return offset
 
 
-def target_of(link: DictionaryObject, own: Chapter | None, chapters: dict[Path, Chapter]) -> Chapter | tuple | str:
-    """Where a link leads: a place in the book (sheet, left, top), an address outside, or the name of a file that is not in it."""
+def target_of(link: DictionaryObject, own: Chapter | None, chapters: dict[Path, Chapter]) -> tuple[int, float] | str:
+    """Where a link leads: a place in the book (sheet, height), an address outside, or the name of a file that is not in it."""
     if "/Dest" in link:
         assert own is not None
         name = unquote(str(link["/Dest"]).lstrip("/"))
-        return own.places.get(name, (own.first, 0.0, 10_000.0))
+        return own.places.get(name, (own.first, TOP))
     uri = str(link["/A"].get_object().get("/URI", ""))
     address, fragment = urldefrag(uri)
     if urlsplit(address).scheme != "file":
@@ -168,7 +176,7 @@ def target_of(link: DictionaryObject, own: Chapter | None, chapters: dict[Path, 
     if path not in chapters:
         return f"file:{path.name}"
     chapter = chapters[path]
-    return chapter.places.get(unquote(fragment), (chapter.first, 0.0, 10_000.0))
+    return chapter.places.get(unquote(fragment), (chapter.first, TOP))
 
 
 def mend_links(writer: PdfWriter, sheet: int, own: Chapter | None, chapters: dict[Path, Chapter]) -> list[str]:
@@ -183,10 +191,10 @@ def mend_links(writer: PdfWriter, sheet: int, own: Chapter | None, chapters: dic
                 dropped.append(target)
                 continue
         else:
-            number, left, top = target
+            number, top = target
             link.pop("/A", None)
-            where = [FloatObject(left), FloatObject(min(top, A4[1] / INCH * 72)), NullObject()]
-            link[NameObject("/Dest")] = ArrayObject([writer.pages[number].indirect_reference, NameObject("/XYZ"), *where])
+            where = [NameObject("/XYZ"), NullObject(), FloatObject(top), NullObject()]
+            link[NameObject("/Dest")] = ArrayObject([writer.pages[number].indirect_reference, *where])
         kept.append(reference)
     if "/Annots" in page:
         page[NameObject("/Annots")] = kept
@@ -224,16 +232,21 @@ def number_sheets(writer: PdfWriter, titles: list[str]) -> None:
 def add_outline(writer: PdfWriter, book: list[Part]) -> None:
     """Parts, chapters, sections."""
     for part in book:
-        root = writer.add_outline_item(part.caption, part.chapters[0].first, is_open=True) if part.caption else None
+        root = (
+            writer.add_outline_item(title=part.caption, page_number=part.chapters[0].first, is_open=True)
+            if part.caption
+            else None
+        )
         above = root
         for chapter in part.chapters:
             parent = above if chapter.depth else root
-            item = writer.add_outline_item(chapter.title, chapter.first, parent=parent, is_open=False)
+            item = writer.add_outline_item(title=chapter.title, page_number=chapter.first, parent=parent, is_open=False)
             above = above if chapter.depth else item
             for name, heading in chapter.sections:
-                number, left, top = chapter.places.get(name, (chapter.first, 0.0, A4[1] / INCH * 72))
-                fit = Fit.xyz(left=left, top=top)
-                writer.add_outline_item(heading, number, parent=item, fit=fit, is_open=False)
+                number, top = chapter.places.get(name, (chapter.first, TOP))
+                writer.add_outline_item(
+                    title=heading, page_number=number, parent=item, fit=Fit.xyz(top=top), is_open=False
+                )
 
 
 def make(site: Path, toc: dict, target: Path, title: str, lines: str) -> list[str]:

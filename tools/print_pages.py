@@ -78,11 +78,17 @@ PREPARE = """((leftOut, style) => {
     const inner = part.querySelector(":scope > mjx-math") ?? part;
     const room = (part.parentElement.closest("dd, li, .admonition, details, figure") ?? article).clientWidth;
     const ratio = room / Math.max(1, inner.scrollWidth, inner.getBoundingClientRect().width);
-    if (ratio < 0.999 && !part.parentElement.closest("table")) wide.push([part, Math.max(0.4, ratio * 0.98)]);
+    if (ratio < 0.999 && !part.parentElement.closest("table")) wide.push([part, ratio * 0.98]);
   }
   const short = [...article.querySelectorAll("pre")].filter((code) => code.clientHeight < 240);
-  for (const [part, ratio] of wide) part.style.zoom = ratio;
+  for (const [part, ratio] of wide) {
+    if (ratio < 0.6 && part.tagName === "TABLE") part.style.overflowWrap = "anywhere";  // smaller could not be read
+    else part.style.zoom = ratio;
+  }
   for (const code of short) (code.closest(".cell_input") ?? code).classList.add("short");
+  // Chromium would shrink the whole page for one part that is too wide, and not say so: places would be wrong.
+  const spill = document.documentElement.scrollWidth / document.documentElement.clientWidth;
+  if (spill > 1) article.style.zoom = 0.995 / spill;
   const names = [...article.querySelectorAll("[id]")].filter((e) => !e.closest("mjx-container, svg")).map((e) => e.id);
   for (const name of names) {  // Chromium makes a destination of whatever a link on the page names, shown or not
     const link = Object.assign(document.createElement("a"), {href: "#" + encodeURIComponent(name)});
@@ -92,7 +98,7 @@ PREPARE = """((leftOut, style) => {
   const broken = [...document.images].filter((i) => !i.naturalWidth).map((i) => i.src);
   for (const image of document.images) image.loading = "eager";
   const sections = [...article.querySelectorAll("section[id] > h2")].map((h) => [h.parentElement.id, h.textContent.trim()]);
-  return {title: article.querySelector("h1")?.textContent.trim() ?? "", sections, broken};
+  return {spill, title: article.querySelector("h1")?.textContent.trim() ?? "", sections, broken};
 })"""
 
 
@@ -101,9 +107,7 @@ def sheets(browser: Browser, **options: object) -> bytes:
     width, height = (side / INCH for side in A4)
     side, foot = MARGIN / INCH, FOOT / INCH
     margins = {"marginTop": side, "marginBottom": foot, "marginLeft": side, "marginRight": side}
-    return browser.pdf(
-        paperWidth=width, paperHeight=height, scale=SCALE, generateTaggedPDF=False, **margins, **options
-    )
+    return browser.pdf(paperWidth=width, paperHeight=height, scale=SCALE, generateTaggedPDF=False, **margins, **options)
 
 
 def print_page(browser: Browser, path: Path) -> tuple[PdfReader, dict]:
@@ -123,7 +127,9 @@ def print_page(browser: Browser, path: Path) -> tuple[PdfReader, dict]:
     import json
 
     browser.view(WIDTH)
-    browser.send("Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": "light"}])
+    browser.send(
+        "Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": "light"}]
+    )
     browser.open(path)
     found = browser.evaluate(f"{PREPARE}({json.dumps(LEFT_OUT)}, {json.dumps(STYLE)})")
     if found["broken"]:
