@@ -35,11 +35,18 @@ def test_it_serves_a_chapter(tmp_path):
     log = tmp_path / "log"
     with log.open("w") as out:
         running = subprocess.Popen(
-            [*command(), *options], cwd=ROOT, env=os.environ | personal, stdin=subprocess.DEVNULL, stdout=out, stderr=out
+            [*command(), *options],
+            cwd=ROOT,
+            env=os.environ | personal,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
         )
 
     def get(place, token="secret"):
-        request = urllib.request.Request(f"http://127.0.0.1:{port}/{place}", headers={"Authorization": f"token {token}"})
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/{place}", headers={"Authorization": f"token {token}"}
+        )
         with urllib.request.urlopen(request, timeout=30) as answer:
             return answer.read()
 
