@@ -22,6 +22,12 @@ def stored_bytes(shape: tuple[int, int], spec: QuantizationSpec) -> int:
     Raises:
         ValueError: the group size does not divide ``in_features``.
 
+    Example:
+        >>> stored_bytes((1, 128), QuantizationSpec(4, symmetric=True, group_size=64))  # 64 bytes of codes, two scales
+        68
+        >>> stored_bytes((1, 128), QuantizationSpec(4, group_size=64))  # and two words of zero points
+        76
+
     Chapter: advanced/dynamic
     """
     rows, columns = shape
@@ -35,6 +41,11 @@ def stored_bytes(shape: tuple[int, int], spec: QuantizationSpec) -> int:
 
 class Point(NamedTuple):
     """``size`` in bytes and ``cost`` of the choice ``choices``: an index of an option for each layer.
+
+    Example:
+        >>> small, large = Point(100, 0.9, (0, 0)), Point(150, 0.2, (1, 0))
+        >>> min(small, large, key=lambda point: point.cost).choices  # layer 0 gets its second option
+        (1, 0)
 
     Chapter: advanced/dynamic
     """
@@ -64,6 +75,14 @@ def frontier(costs: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]]) -
             not finite, or a negative size.
 
     Source: Nemhauser and Ullmann 1969, "Discrete dynamic programming and capital allocation".
+
+    Example:
+        >>> costs, sizes = [[5.0, 1.0], [2.0, 1.5]], [[10, 20], [10, 20]]
+        >>> for point in frontier(costs, sizes):  # (0, 1) takes as much as (1, 0), and is worse
+        ...     print(point.size, point.cost, point.choices)
+        20 7.0 (0, 0)
+        30 3.0 (1, 0)
+        40 2.5 (1, 1)
 
     Chapter: advanced/dynamic
     """
@@ -96,6 +115,15 @@ def within(points: Sequence[Point], budget: float) -> Point:
     Raises:
         ValueError: not even the smallest fits; the message has its size.
 
+    Example:
+        >>> points = frontier([[5.0, 1.0], [2.0, 1.5]], [[10, 20], [10, 20]])
+        >>> within(points, 35).choices
+        (1, 0)
+        >>> within(points, 15)
+        Traceback (most recent call last):
+            ...
+        ValueError: budget is 15 bytes; the smallest choice takes 20
+
     Chapter: advanced/dynamic
     """
     fitting = [point for point in points if point.size <= budget]
@@ -115,6 +143,10 @@ def greedy(costs: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]], bud
 
     Raises:
         ValueError: as :func:`frontier`, or the smallest options do not fit.
+
+    Example:
+        >>> greedy([[5.0, 1.0], [2.0, 1.5]], [[10, 20], [10, 20]], budget=30)
+        Point(size=30, cost=3.0, choices=(1, 0))
 
     Chapter: advanced/dynamic
     """
@@ -159,6 +191,12 @@ def bits_within(
     Raises:
         ValueError: the names differ, or the budget is too small.
 
+    Example:
+        >>> sensitivity = {"first": {2: 5.0, 4: 1.0}, "last": {2: 2.0, 4: 1.5}}
+        >>> shapes, spec = {"first": (8, 64), "last": (8, 64)}, QuantizationSpec(4, symmetric=True)
+        >>> bits_within(sensitivity, shapes, spec, budget=8 * 64 * 2 * 3 / 8 + 32)  # 3 bits a weight, 16 scales
+        {'first': 4, 'last': 2}
+
     Chapter: advanced/dynamic
     """
     if set(sensitivity) != set(shapes):
@@ -178,6 +216,11 @@ def stored_total(
     bits: Mapping[str, int], shapes: Mapping[str, tuple[int, int]], grid: Callable[[int], QuantizationSpec]
 ) -> int:
     """Bytes of all layers at their bits; ``grid`` gives the grid of a number of bits.
+
+    Example:
+        >>> grid = lambda bits: QuantizationSpec(bits, symmetric=True)
+        >>> stored_total({"first": 4, "last": 2}, {"first": (1, 64), "last": (1, 64)}, grid)  # 32 + 2 + 16 + 2
+        52
 
     Chapter: advanced/dynamic
     """

@@ -18,6 +18,11 @@ def topics_classifier() -> EarlyExit:
     Raises:
         ValueError: MiniLM is not there, see :func:`reference.models.minilm.path`.
 
+    Example:
+        >>> model = topics_classifier()
+        >>> model.exits, model.classifier.head.out_features, model.thresholds.tolist()
+        ((0, 4), 10, [0.0, 0.0])
+
     Chapter: advanced/dynamic
     """
     tensors = load_file(FILE)
