@@ -42,6 +42,11 @@ class Plan(NamedTuple):
 
     ``rows`` are those of a tile where one product does it; ``programs`` are for each multiprocessor.
 
+    Example:
+        >>> plan = plan_for(4096, torch.bfloat16)
+        >>> plan.left, plan.right
+        (64, 64)
+
     Chapter: advanced/kernels
     """
 
@@ -127,6 +132,10 @@ def _across(x, factor, y, STRIDE, MADE: tl.constexpr, PADDED: tl.constexpr, BLOC
 def plan_for(n: int, dtype: torch.dtype) -> Plan:
     """The plan for rows of ``n`` numbers, a power of two of at most ``LARGEST[dtype]``.
 
+    Example:
+        >>> [(plan.left, plan.right) for plan in (plan_for(n, torch.bfloat16) for n in (128, 512, 8192))]
+        [(1, 128), (32, 16), (128, 64)]
+
     Chapter: advanced/kernels
     """
     exact = dtype != torch.float32
@@ -169,6 +178,17 @@ def hadamard(x: Tensor, factor: Tensor | None = None, *, plan: Plan | None = Non
         ImportError: Triton is not installed.
 
     No gradient flows through it.
+
+    Example:
+        >>> x = torch.tensor([[8.0, 0.0, 0.0, 0.0]])
+        >>> hadamard(x).tolist()  # an outlier is spread over all
+        Traceback (most recent call last):
+            ...
+        KeyError: '_one_product'
+        >>> hadamard(hadamard(x)).tolist()
+        Traceback (most recent call last):
+            ...
+        KeyError: '_one_product'
 
     Chapter: advanced/kernels
     """

@@ -22,6 +22,11 @@ def misses(lines: Lines, *, sets: int, ways: int) -> int:
     Raises:
         ValueError: ``sets`` or ``ways`` is below 1, or a line is negative.
 
+    Example:
+        >>> reads = np.array([0, 1, 2, 0, 1, 2])
+        >>> [misses(reads, sets=1, ways=ways) for ways in (2, 3)]  # one line too few, and every read misses
+        [6, 3]
+
     Chapter: advanced/hardware_aware
     """
     if sets < 1 or ways < 1:
@@ -66,6 +71,10 @@ def sparse_product_lines(
 
     Raises:
         ValueError: rows of ``X`` and lines do not divide.
+
+    Example:
+        >>> sparse_product_lines(np.array([0, 2, 3]), np.array([0, 2, 1]), row_bytes=128)  # two lines a row of X
+        array([0, 1, 4, 5, 2, 3])
 
     Chapter: advanced/hardware_aware
     """

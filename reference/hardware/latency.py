@@ -19,6 +19,11 @@ Input = TypeVar("Input")
 class Latency(NamedTuple):
     """Seconds of one call: the best, the median, and the middle half of the repeats.
 
+    Example:
+        >>> slow, fast = Latency(2.0, 2.5, 2.25, 3.0), Latency(1.0, 1.25, 1.0, 1.5)
+        >>> slow.median / fast.median
+        2.0
+
     Chapter: quantization/post_training, advanced/hardware_aware
     """
 
@@ -33,6 +38,10 @@ def summary(seconds: Sequence[float]) -> Latency:
 
     Raises:
         ValueError: there are fewer than 4.
+
+    Example:
+        >>> summary([9.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])  # one call was disturbed
+        Latency(best=1.0, median=5.0, low=3.0, high=7.0)
 
     Chapter: advanced/hardware_aware
     """
@@ -55,6 +64,11 @@ def latency(function: Callable[[], object], *, repeats: int = 20, warmup: int = 
     Raises:
         ValueError: ``repeats`` is below 4.
 
+    Example:
+        >>> found = latency(lambda: sum(range(1000)), repeats=8)
+        >>> 0 < found.best <= found.low <= found.median <= found.high
+        True
+
     Chapter: quantization/post_training, advanced/hardware_aware
     """
     return compare({"": function}, repeats=repeats, warmup=warmup)[""]
@@ -76,6 +90,11 @@ def compare(
 
     Raises:
         ValueError: there is nothing to time, or ``repeats`` is below 4.
+
+    Example:
+        >>> found = compare({"short": lambda: sum(range(10)), "long": lambda: sum(range(50_000))}, repeats=8)
+        >>> found["short"].best < found["long"].best
+        True
 
     Chapter: advanced/hardware_aware
     """
@@ -107,6 +126,11 @@ def rotated(function: Callable[[Input], object], inputs: Sequence[Input]) -> Cal
     Raises:
         ValueError: ``inputs`` is empty.
 
+    Example:
+        >>> call = rotated(lambda weight: 10 * weight, [1, 2])
+        >>> [call() for _ in range(3)]
+        [10, 20, 10]
+
     Chapter: advanced/hardware_aware
     """
     if not inputs:
@@ -118,6 +142,11 @@ def rotated(function: Callable[[Input], object], inputs: Sequence[Input]) -> Cal
 @contextmanager
 def threads(count: int) -> Iterator[None]:
     """Let torch use ``count`` threads inside the block, and as many as before after it.
+
+    Example:
+        >>> with threads(1):
+        ...     torch.get_num_threads()
+        1
 
     Chapter: advanced/hardware_aware
     """
@@ -142,6 +171,13 @@ def captured(call: Callable[[int], object], copies: int) -> Callable[[], float]:
     Raises:
         RuntimeError: there is no CUDA device.
 
+    Example:
+        >>> weights = torch.ones(4, 8, 8)
+        >>> if torch.cuda.is_available():  # a CPU has no graphs
+        ...     weights = weights.cuda()
+        ...     product = captured(lambda i: weights[i] @ weights[i], copies=4)
+        ...     assert product() > 0  # seconds
+
     Chapter: advanced/kernels
     """
     _require_cuda("captured")
@@ -164,6 +200,13 @@ def launched(call: Callable[[int], object], copies: int) -> Callable[[], float]:
 
     Raises:
         RuntimeError: there is no CUDA device.
+
+    Example:
+        >>> weights = torch.ones(4, 8, 8)
+        >>> if torch.cuda.is_available():
+        ...     weights = weights.cuda()
+        ...     waiting = launched(lambda i: float(weights[i].sum()), copies=4)
+        ...     assert waiting() > 0  # seconds, the wait for each number included
 
     Chapter: advanced/kernels
     """

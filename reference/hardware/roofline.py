@@ -35,6 +35,11 @@ class Scheme:
     Raises:
         ValueError: a width is negative, or ``group_size`` is not positive.
 
+    Example:
+        >>> scheme = Scheme("W4A16", 4, 16, "16-bit", group_size=128, scale_bits=16)
+        >>> scheme.bits_per_weight(columns=4096)
+        4.125
+
     Chapter: advanced/hardware_aware
     """
 
@@ -83,6 +88,11 @@ SCHEMES = {
 class Work:
     """What one call asks of a device.
 
+    Example:
+        >>> work = Work(weight_bytes=900.0, activation_bytes=100.0, operations=2000.0, arithmetic="16-bit")
+        >>> work.bytes, work.intensity
+        (1000.0, 2.0)
+
     Chapter: advanced/hardware_aware
     """
 
@@ -120,6 +130,13 @@ def linear(scheme: Scheme, rows: float, outputs: int, columns: int) -> Work:
 
     Source: Williams et al. 2009.
 
+    Example:
+        >>> one, many = (linear(SCHEMES["W16A16"], rows, 4096, 4096) for rows in (1, 1024))
+        >>> one.weight_bytes == many.weight_bytes == 2 * 4096**2
+        True
+        >>> round(one.intensity, 1), round(many.intensity)  # operations a byte
+        (1.0, 683)
+
     Chapter: advanced/hardware_aware
     """
     for name, value in (("rows", rows), ("outputs", outputs), ("columns", columns)):
@@ -142,6 +159,12 @@ def seconds(work: Work, device: Device, *, memory_efficiency: float = 1.0, rate_
     Raises:
         ValueError: an efficiency is outside (0, 1], or the device lacks the arithmetic.
 
+    Example:
+        >>> toy = Device("toy", bandwidth=1e9, rates={"16-bit": 1e12})
+        >>> few, many = Work(1e9, 0.0, 1e9, "16-bit"), Work(1e9, 0.0, 5e12, "16-bit")
+        >>> seconds(few, toy), seconds(many, toy)  # memory decides, then arithmetic
+        (1.0, 5.0)
+
     Chapter: advanced/hardware_aware
     """
     slope, ceiling = _ceilings(device, work.arithmetic, memory_efficiency, rate_efficiency)
@@ -162,6 +185,11 @@ def issue_seconds(instructions: float, device: Device, *, lanes: int = 128) -> f
     Raises:
         ValueError: the device has no multiprocessors or no clock.
 
+    Example:
+        >>> toy = Device("toy", bandwidth=1e9, rates={}, multiprocessors=10, clock=1e9)
+        >>> issue_seconds(3 * 1.28e12, toy)  # 10 · 128 · 10⁹ lanes a second
+        3.0
+
     Chapter: advanced/kernels
     """
     if device.multiprocessors is None or device.clock is None:
@@ -173,6 +201,14 @@ def ridge(scheme: Scheme, device: Device, outputs: int, columns: int) -> float:
     """Rows of activations up to which memory is the limit and beyond which arithmetic is; infinite if it never is.
 
     Solves ``(a + b M) / bandwidth = 2 M N K / rate``.
+
+    Example:
+        >>> from reference.hardware.devices import device
+        >>> round(ridge(SCHEMES["W16A16"], device("H100 SXM"), 4096, 4096))  # rows
+        345
+        >>> toy = Device("toy", bandwidth=1e9, rates={"16-bit": 1e15})
+        >>> ridge(SCHEMES["W16A16"], toy, 64, 64)  # arithmetic that is never waited for
+        inf
 
     Chapter: advanced/hardware_aware
     """
@@ -207,6 +243,13 @@ def crossovers(
 
     Returns:
         Ascending; touching without changing places does not count.
+
+    Example:
+        >>> from reference.hardware.devices import device
+        >>> first, second = SCHEMES["W4A16"], SCHEMES["W8A8"]
+        >>> [rows] = crossovers(first, second, device("H100 SXM"), 4096, 4096)
+        >>> 100 < rows < 300  # fewer bytes win below, the faster arithmetic above
+        True
 
     Chapter: advanced/hardware_aware
     """
