@@ -233,13 +233,8 @@ def huffman(
         >>> weights = torch.tensor([1.0, -2.0, 3.0, 0.125] * 16).bfloat16()
         >>> kept = ResidentTensor.from_tensor(weights, "cpu", chunk=16)
         >>> values, damaged = huffman(kept.words, kept.starts, kept.table, kept.raw, symbols=64, chunk=16)
-        Traceback (most recent call last):
-            ...
-        KeyError: '_decode'
         >>> torch.equal(values, weights), damaged.tolist()
-        Traceback (most recent call last):
-            ...
-        NameError: name 'values' is not defined
+        (True, [False, False, False, False])
 
     Chapter: advanced/kernels
     """
