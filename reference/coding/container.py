@@ -133,8 +133,8 @@ def save(
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save(f"{folder}/model.dcz", {"bias": torch.tensor([1.0, -2.0])}, files={"config.json": b"{}"})
-        ...     Path(folder, "model.dcz").read_bytes()[:8], load(f"{folder}/model.dcz").files
-        (b'\x89DCZ\r\n\x1a\n', {'config.json': b'{}'})
+        ...     Path(folder, "model.dcz").read_bytes()[1:4], load(f"{folder}/model.dcz").files
+        (b'DCZ', {'config.json': b'{}'})
 
     Chapter: pruning/deep_compression
     """

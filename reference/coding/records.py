@@ -37,8 +37,8 @@ class Record(NamedTuple):
 
     Example:
         >>> record = encode_tensor(torch.tensor([1, 2], dtype=torch.uint8))
-        >>> record.kind == RAW, record.body
-        (True, b'\x01\x02')
+        >>> record.kind == RAW, list(record.body)
+        (True, [1, 2])
 
     Chapter: pruning/deep_compression
     """
