@@ -153,6 +153,10 @@ def block_sparse(
 def plan_for(rows: int, size: int) -> Tile:
     """The tile for ``rows`` rows of x and blocks of ``size``.
 
+    Args:
+        rows: of x, 1 or more.
+        size: side of a block, 32, 64 or 128.
+
     Example:
         >>> [plan_for(rows, size=128).rows for rows in (1, 16, 17)]
         [16, 16, 128]

@@ -150,6 +150,12 @@ def _tile(
 def plan_for(rows: int, columns: int, dtype: torch.dtype, bits: int) -> Tile:
     """The tile for ``rows`` rows of x and codes of ``bits``.
 
+    Args:
+        rows: of x, 1 or more.
+        columns: of x.
+        dtype: of x.
+        bits: of a code, 2 to 8.
+
     Example:
         >>> [plan_for(rows, 4096, torch.bfloat16, bits=4).rows for rows in (1, 2, 100)]
         [1, 16, 128]

@@ -132,6 +132,10 @@ def _across(x, factor, y, STRIDE, MADE: tl.constexpr, PADDED: tl.constexpr, BLOC
 def plan_for(n: int, dtype: torch.dtype) -> Plan:
     """The plan for rows of ``n`` numbers, a power of two of at most ``LARGEST[dtype]``.
 
+    Args:
+        n: numbers in a row.
+        dtype: of x: float16, bfloat16 or float32.
+
     Example:
         >>> [(plan.left, plan.right) for plan in (plan_for(n, torch.bfloat16) for n in (128, 512, 8192))]
         [(1, 128), (32, 16), (128, 64)]

@@ -35,6 +35,9 @@ def to_bfloat16(x: Tensor) -> Tensor:
     Args:
         x: float32, a power of two of elements, contiguous.
 
+    Returns:
+        bfloat16, the shape of ``x``.
+
     Example:
         >>> x = torch.tensor([1 + 3 * 2**-9, 1.0])  # three quarters of the way from 1 to the next bfloat16
         >>> to_bfloat16(x).tolist()  # interpreted
@@ -52,6 +55,10 @@ def to_bfloat16(x: Tensor) -> Tensor:
 
 def count_programs(programs: int, device: str | torch.device = "cpu") -> int:
     """Let each program add one to the same number without an atomic: a race, and right in the interpreter.
+
+    Args:
+        programs: to launch, 1 or more.
+        device: of the number.
 
     Example:
         >>> count_programs(5)  # on a GPU it is any number from 1 to 5

@@ -133,6 +133,9 @@ def _tile(
 def plan_for(rows: int) -> Tile:
     """The tile for ``rows`` rows of x.
 
+    Args:
+        rows: of x, 1 or more.
+
     Example:
         >>> [plan_for(rows).rows for rows in (1, 2, 100)]
         [1, 16, 128]

@@ -215,6 +215,9 @@ def ladder(
 ) -> dict[int, Callable[[], Tensor]]:
     """A call of every step on the same tensors, number → call.
 
+    Args:
+        x, packed, scale, zero_point, group_size: as :func:`step`; they must fit every step.
+
     Example:
         >>> from reference.tensors import pack
         >>> codes = torch.arange(16 * 2048).view(16, 2048) % 16

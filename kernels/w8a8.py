@@ -39,6 +39,11 @@ PLANS: list[tuple[int, int, Slim | Square]] = [
 def plan_for(rows: int, outputs: int, described: bool) -> Slim | Square:
     """The kernel and its settings for ``rows`` rows of x; ``described``: tensor descriptors may be used.
 
+    Args:
+        rows: of x, 1 or more.
+        outputs: rows of w.
+        described: whether x and w can be read by tensor descriptors.
+
     Example:
         >>> [type(plan_for(rows, 4096, described=False)).__name__ for rows in (1, 64, 1024)]
         ['Slim', 'Square', 'Square']

@@ -177,6 +177,12 @@ def compress(
 def layers(model: nn.Module) -> dict[str, CodebookTensor | Tensor]:
     """What :func:`save` takes: shared weights as such, everything else as tensors, by dense names.
 
+    Args:
+        model: its shared layers are :class:`~reference.codebook_layers.CodebookLinear` and its like.
+
+    Returns:
+        Name → shared weight, or tensor on the CPU.
+
     Example:
         >>> import torch
         >>> model = nn.Sequential(nn.Linear(2, 1))
@@ -203,6 +209,13 @@ def layers(model: nn.Module) -> dict[str, CodebookTensor | Tensor]:
 
 def restore(model: nn.Module, contents: Contents) -> nn.Module:
     """Load what a container holds into a dense model of the same architecture, in place.
+
+    Args:
+        model: dense, changed in place.
+        contents: of :func:`load`.
+
+    Returns:
+        ``model``.
 
     Raises:
         ValueError: names or shapes differ.

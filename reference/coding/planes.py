@@ -9,6 +9,9 @@ from reference.tensors import pack, unpack
 def plane_widths(bits: int) -> list[int]:
     """Widths of the planes of a code, the lowest bits first: 7 is 4, 2 and 1.
 
+    Args:
+        bits: of a code, 1 to 8.
+
     Raises:
         ValueError: ``bits`` is not 1 to 8.
 

@@ -54,6 +54,9 @@ def encode_shared(tensor: CodebookTensor, dtype: torch.dtype) -> Record:
         tensor: the weight.
         dtype: of the codebook as stored, and of the weight that is decoded later.
 
+    Returns:
+        The shorter of the two layouts, kind SHARED.
+
     Raises:
         ValueError: a value of the codebook changes when it is stored as ``dtype``.
 
@@ -97,6 +100,9 @@ def decode_shared(body: memoryview, dtype: torch.dtype, shape: tuple[int, ...]) 
         body: bytes that need not be trusted; memory for ``shape`` is taken.
         dtype, shape: as encoded.
 
+    Returns:
+        Codes of ``shape``, codebook in float32.
+
     Raises:
         ValueError: the bytes contradict themselves, or ``shape``.
 
@@ -139,6 +145,9 @@ def encode_tensor(tensor: Tensor) -> Record:
     Args:
         tensor: any shape, one of :data:`DTYPES`.
 
+    Returns:
+        The record, kind LOSSLESS or RAW.
+
     Raises:
         TypeError: another dtype.
 
@@ -162,6 +171,14 @@ def encode_tensor(tensor: Tensor) -> Record:
 
 def decode_tensor(kind: int, body: memoryview, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     """Undo :func:`encode_tensor`.
+
+    Args:
+        kind: LOSSLESS or RAW.
+        body: bytes that need not be trusted.
+        dtype, shape: as encoded.
+
+    Returns:
+        ``shape``, ``dtype``, bit for bit.
 
     Raises:
         ValueError: the bytes are not those of ``dtype`` and ``shape``.

@@ -140,6 +140,9 @@ def relative_bits(mask: Tensor, value_bits: int, index_bits: int) -> int:
         value_bits: width of a code.
         index_bits: width of a field, 1 to 16.
 
+    Raises:
+        ValueError: ``index_bits`` is out of range.
+
     Example:
         >>> mask = torch.zeros(8, dtype=torch.bool)
         >>> mask[[1, 7]] = True

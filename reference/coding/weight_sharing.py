@@ -214,6 +214,9 @@ class CodebookTensor:
         codes: uint8, the shape of the weight.
         bits: 1 to 8.
 
+    Raises:
+        ValueError: a part does not fit, by name.
+
     Source: Han et al. 2016, section 3; entry 0 as in the authors' released AlexNet.
 
     Example:

@@ -189,6 +189,9 @@ def needed(shape: DecoderShape, scheme: Scheme, *, batch: int, context: int) -> 
 
     One is a piece of :data:`CHUNK` tokens of one prompt, the other a token of every sequence.
 
+    Args:
+        shape, scheme, batch, context: as :func:`estimate`.
+
     Example:
         >>> from reference.hardware.roofline import SCHEMES
         >>> found = needed(LLAMA_3_8B, SCHEMES["W4A16"], batch=4, context=1024)
@@ -205,6 +208,10 @@ def needed(shape: DecoderShape, scheme: Scheme, *, batch: int, context: int) -> 
 def largest_batch(shape: DecoderShape, scheme: Scheme, capacity: float, *, context: int) -> int:
     """Most sequences of ``context`` tokens that fit into ``capacity`` bytes; 0 if not even one does.
 
+    Args:
+        shape, scheme, context: as :func:`estimate`.
+        capacity: bytes.
+
     Example:
         >>> from reference.hardware.roofline import SCHEMES
         >>> [largest_batch(LLAMA_3_8B, SCHEMES[name], 24e9, context=4096) for name in ("W16A16", "W4A16")]
@@ -219,6 +226,10 @@ def largest_context(shape: DecoderShape, scheme: Scheme, capacity: float, *, bat
     """Longest context of ``batch`` sequences that fits into ``capacity`` bytes; 0 if not even one token does.
 
     The model's own limit is not in here.
+
+    Args:
+        shape, scheme, batch: as :func:`estimate`.
+        capacity: bytes.
 
     Example:
         >>> from reference.hardware.roofline import SCHEMES
@@ -236,6 +247,10 @@ def checkpoint_bytes(shape: DecoderShape, scheme: Scheme) -> int:
     Packed weights, which all are but those of 16 bits and W8A8's, carry a record of their shape: two 64-bit integers a
     layer. Norms are 16-bit vectors. Say in the scheme what the file holds: 16-bit scales, and zero points of the weights' bits
     or none.
+
+    Args:
+        shape: the model.
+        scheme: of its blocks.
 
     Example:
         >>> from reference.hardware.roofline import SCHEMES

@@ -101,6 +101,9 @@ def gate(
         error_rate, tuned_for: as :func:`confidence_sequence`.
         first: requests before the first decision, at least 2.
 
+    Returns:
+        The verdict, and the interval at which it fell.
+
     Raises:
         ValueError: as :func:`confidence_sequence`, or ``first`` is below 2.
 

@@ -17,6 +17,9 @@ POINTER = "releases.json"
 def history(root: str | os.PathLike) -> list[str]:
     """Names of the releases, oldest first; the last is in service. Empty before the first promotion.
 
+    Args:
+        root: folder that holds the releases.
+
     Raises:
         ValueError: the file is not what :func:`promote` writes.
 
@@ -44,6 +47,9 @@ def history(root: str | os.PathLike) -> list[str]:
 
 def current(root: str | os.PathLike) -> Path:
     """Folder of the release in service.
+
+    Args:
+        root: folder that holds the releases.
 
     Raises:
         ValueError: nothing was promoted, or the file is damaged.
@@ -98,6 +104,9 @@ def promote(root: str | os.PathLike, name: str) -> Path:
 
 def rollback(root: str | os.PathLike) -> Path:
     """Put the release that was in service before back into service; it needs no file but the pointer.
+
+    Args:
+        root: folder that holds the releases.
 
     Returns:
         The folder that is in service now.

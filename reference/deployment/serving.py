@@ -183,6 +183,9 @@ class Percentiles(NamedTuple):
 def percentiles(seconds: Sequence[float]) -> Percentiles:
     """The smallest of the values that at least 50 %, 90 % and 100 % of them do not exceed.
 
+    Args:
+        seconds: one or more, in any order.
+
     Raises:
         ValueError: ``seconds`` is empty.
 
@@ -283,6 +286,10 @@ def measure(
 
 def summarise(answers: Sequence[Answer], seconds: float) -> Load:
     """Percentiles of the answers of a run that took so many seconds.
+
+    Args:
+        answers: those with an ``error`` count as failed.
+        seconds: from the first request to the last answer.
 
     Raises:
         RuntimeError: no request was answered, or none with two parts; with what was said.

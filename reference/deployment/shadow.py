@@ -45,6 +45,9 @@ def shadow(current: nn.Module, candidate: nn.Module, requests: Sequence[Tensor],
         requests: int64 ``[length]`` each, at least 2 tokens.
         sizes: bytes :math:`B` that the tokens of each request after its first spell.
 
+    Returns:
+        Three numbers a request, on the models' device.
+
     Raises:
         ValueError: there is no request, a request has one token, or sizes are missing or not positive.
 

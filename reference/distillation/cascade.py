@@ -123,6 +123,9 @@ def replay(
         costs: of one row by each model.
         thresholds: as for :class:`Cascade`.
 
+    Returns:
+        Quality, cost and level of each row; a row that is passed on has paid for every model on its way.
+
     Raises:
         ValueError: the numbers of models do not agree.
 

@@ -92,6 +92,9 @@ def calibration_error(confidences: Tensor, correct: Tensor, *, bins: int = 15) -
         correct: bool ``[rows]``.
         bins: of equal width.
 
+    Returns:
+        From 0, where confidence is right, to 1.
+
     Raises:
         ValueError: shapes differ, there are no rows, or ``bins`` is below 1.
 

@@ -112,6 +112,10 @@ def frontier(costs: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]]) -
 def within(points: Sequence[Point], budget: float) -> Point:
     """The cheapest point of a frontier that fits into ``budget`` bytes.
 
+    Args:
+        points: of :func:`frontier`, of rising size.
+        budget: bytes.
+
     Raises:
         ValueError: not even the smallest fits; the message has its size.
 
@@ -140,6 +144,9 @@ def greedy(costs: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]], bud
     Args:
         costs, sizes: as :func:`frontier`.
         budget: bytes.
+
+    Returns:
+        The choice where no step fits any more.
 
     Raises:
         ValueError: as :func:`frontier`, or the smallest options do not fit.
@@ -188,6 +195,9 @@ def bits_within(
         spec: grid of every layer but for its bits.
         budget: bytes of codes, scales and zero points of these layers together.
 
+    Returns:
+        Layer → bits.
+
     Raises:
         ValueError: the names differ, or the budget is too small.
 
@@ -216,6 +226,11 @@ def stored_total(
     bits: Mapping[str, int], shapes: Mapping[str, tuple[int, int]], grid: Callable[[int], QuantizationSpec]
 ) -> int:
     """Bytes of all layers at their bits; ``grid`` gives the grid of a number of bits.
+
+    Args:
+        bits: layer → bits.
+        shapes: layer → ``(out_features, in_features)``.
+        grid: from bits to a grid.
 
     Example:
         >>> grid = lambda bits: QuantizationSpec(bits, symmetric=True)

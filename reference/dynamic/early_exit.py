@@ -139,6 +139,9 @@ def entropy(logits: Tensor) -> Tensor:
     Args:
         logits: ``[..., classes]``; large ones do not overflow.
 
+    Returns:
+        float32 ``[...]``, from 0 to ln(classes).
+
     Example:
         >>> entropy(torch.tensor([[0.0, 0.0], [1000.0, 0.0]])).exp().round(decimals=3).tolist()  # of two, and of one
         [2.0, 1.0]
@@ -156,6 +159,9 @@ def joint_loss(logits: Tensor, labels: Tensor, weights: Sequence[float] | None =
         logits: ``[heads, rows, classes]`` of :meth:`EarlyExit.all_logits`.
         labels: int64 ``[rows]``.
         weights: one a head, not negative; all alike if None.
+
+    Returns:
+        A scalar, nats a row.
 
     Raises:
         ValueError: the number of weights is not that of the heads.
@@ -183,6 +189,9 @@ def choose(logits: Tensor, thresholds: Tensor) -> Answer:
     Args:
         logits: ``[heads, rows, classes]``, the last head's included.
         thresholds: nats ``[heads - 1]``.
+
+    Returns:
+        ``logits`` ``[rows, classes]`` and ``exit`` int64 ``[rows]``.
 
     Example:
         >>> logits = torch.tensor([[[9.0, 0.0], [0.1, 0.0]], [[0.0, 5.0], [0.0, 5.0]]])  # [heads, rows, classes]

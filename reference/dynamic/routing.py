@@ -84,6 +84,9 @@ def fit(features: Tensor, small: Tensor, large: Tensor, penalties: tuple[float, 
         small, large: losses ``[requests]`` of the two models.
         penalties: values of :math:`\lambda` to choose from.
 
+    Returns:
+        The router, float32; one unit of its prediction is one of the losses.
+
     Raises:
         ValueError: lengths differ, or there are fewer than three requests.
 
@@ -147,6 +150,9 @@ def curve(
         small, large: losses ``[requests]``.
         cost_small, cost_large, cost_router: of one request, in any unit.
 
+    Returns:
+        ``requests + 1`` points, from none to all at the large model.
+
     Raises:
         ValueError: lengths differ.
 
@@ -174,6 +180,9 @@ def advantage(score: Tensor, small: Tensor, large: Tensor) -> float:
     Args:
         score, small, large: as :func:`curve`.
 
+    Returns:
+        In the unit of the losses; 0 for a random router.
+
     Example:
         >>> small, large = torch.tensor([3.0, 2.0]), torch.tensor([1.0, 2.0])
         >>> advantage(small - large, small, large), advantage(large - small, small, large)  # oracle, and its opposite
@@ -197,6 +206,9 @@ def bootstrap(
         draws: repetitions.
         level: probability, above 0 and below 1.
         seed: of the draws.
+
+    Returns:
+        Lower and upper end.
 
     Raises:
         ValueError: ``level`` is out of range.

@@ -31,6 +31,9 @@ def rounded(weight: Tensor, spec: QuantizationSpec) -> Tensor:
         weight: ``[out_features, in_features]``.
         spec: the grid.
 
+    Returns:
+        ``[out_features, in_features]``, dtype of ``weight``.
+
     Example:
         >>> rounded(torch.tensor([[0.0, 0.4, 1.2, 3.0]]), QuantizationSpec(2))  # steps of 1
         tensor([[0., 0., 1., 3.]])
@@ -102,6 +105,9 @@ def squared_errors(model: nn.Module, grids: Sequence[QuantizationSpec], names: S
     Args:
         model, grids, names: as :func:`measured`.
 
+    Returns:
+        Layer → bits → sum of squares, computed in float64.
+
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 1, bias=False))
         >>> model[0].weight.data = torch.tensor([[0.0, 0.25, 1.5, 3.0]])
@@ -169,6 +175,9 @@ def predicted_by_fisher(model: nn.Module, grids: Sequence[QuantizationSpec], dia
         model, grids: as :func:`measured`.
         diagonal: of :func:`fisher`.
 
+    Returns:
+        Layer → bits → predicted rise of the loss.
+
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 1, bias=False))
         >>> model[0].weight.data = torch.tensor([[0.0, 0.25, 1.5, 3.0]])
@@ -219,6 +228,9 @@ def hessian_traces(
         draws: number of :math:`z`, 2 or more; HAWQ-V2 takes about 50.
         seed: of the signs.
 
+    Returns:
+        Layer → trace, with the standard error over the draws.
+
     Raises:
         ValueError: fewer than 2 draws.
 
@@ -259,6 +271,9 @@ def predicted_by_hessian(errors: Mapping[str, Mapping[int, float]], traces: Mapp
         errors: of :func:`squared_errors`.
         traces: of :func:`hessian_traces`; the mean of the diagonal counts, so that a large layer is not favoured.
 
+    Returns:
+        Layer → bits → predicted rise of the loss.
+
     Source: Dong et al. 2020, "HAWQ-V2", section 3.
 
     Example:
@@ -279,6 +294,9 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
 
     Args:
         first, second: equally many numbers, two or more.
+
+    Returns:
+        From −1 to 1; NaN where one is constant.
 
     Raises:
         ValueError: the numbers of entries differ, or there is only one.

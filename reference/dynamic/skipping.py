@@ -100,6 +100,9 @@ def cut_at(score: Tensor, capacity: float) -> Tensor:
         score: of any shape.
         capacity: ``0 < capacity <= 1``; where no token is left out the result is minus infinity, below all scores to come.
 
+    Returns:
+        A scalar, dtype of ``score``.
+
     Example:
         >>> cut_at(torch.tensor([1.0, 4.0, 2.0, 3.0]), 0.5), cut_at(torch.tensor([1.0, 4.0]), 1.0)
         (tensor(2.5000), tensor(-inf))

@@ -15,6 +15,9 @@ def topics_classifier() -> EarlyExit:
 
     Thresholds are 0: set them with :func:`reference.dynamic.early_exit.calibrate`.
 
+    Returns:
+        A model with heads after none, four and all of its blocks, in evaluation mode.
+
     Raises:
         ValueError: MiniLM is not there, see :func:`reference.models.minilm.path`.
 

@@ -19,6 +19,9 @@ def misses(lines: Lines, *, sets: int, ways: int) -> int:
         sets: line ``n`` can only lie in set ``n % sets``; 1 is a fully associative cache.
         ways: lines in a set.
 
+    Returns:
+        A number from the count of different lines to that of reads.
+
     Raises:
         ValueError: ``sets`` or ``ways`` is below 1, or a line is negative.
 
@@ -68,6 +71,9 @@ def sparse_product_lines(
         columns: ``[kept]`` column of each kept weight.
         row_bytes: bytes of a row of ``X``, a multiple of ``line_bytes`` or a divisor of it.
         line_bytes: bytes of a line of the cache.
+
+    Returns:
+        int64 ``[reads]``, line numbers in the order of reading.
 
     Raises:
         ValueError: rows of ``X`` and lines do not divide.

@@ -92,6 +92,9 @@ def device(name: str) -> Device:
     Args:
         name: such as ``"H100 SXM"``.
 
+    Returns:
+        The same object at each call.
+
     Raises:
         ValueError: there is no such device.
 

@@ -36,6 +36,9 @@ class Latency(NamedTuple):
 def summary(seconds: Sequence[float]) -> Latency:
     """Best, median and middle half of measured times, at least 4.
 
+    Args:
+        seconds: of one call each, in any order.
+
     Raises:
         ValueError: there are fewer than 4.
 
@@ -123,6 +126,10 @@ def rotated(function: Callable[[Input], object], inputs: Sequence[Input]) -> Cal
     One weight that is read again and again stays in the cache, and the time is the cache's. Give copies that together
     are several times larger than it.
 
+    Args:
+        function: of one input.
+        inputs: one or more, for example copies of a weight.
+
     Raises:
         ValueError: ``inputs`` is empty.
 
@@ -142,6 +149,9 @@ def rotated(function: Callable[[Input], object], inputs: Sequence[Input]) -> Cal
 @contextmanager
 def threads(count: int) -> Iterator[None]:
     """Let torch use ``count`` threads inside the block, and as many as before after it.
+
+    Args:
+        count: 1 or more.
 
     Example:
         >>> with threads(1):
@@ -167,6 +177,9 @@ def captured(call: Callable[[int], object], copies: int) -> Callable[[], float]:
     Args:
         call: of an index below ``copies``; it may allocate, and must not wait for the device.
         copies: calls in the graph.
+
+    Returns:
+        A call that replays the graph and gives seconds, the mean of its calls.
 
     Raises:
         RuntimeError: there is no CUDA device.
@@ -197,6 +210,13 @@ def captured(call: Callable[[int], object], copies: int) -> Callable[[], float]:
 
 def launched(call: Callable[[int], object], copies: int) -> Callable[[], float]:
     """The same without a graph, for calls that wait for the device: seconds per call, launches included.
+
+    Args:
+        call: of an index below ``copies``; it may wait for the device.
+        copies: calls at a time.
+
+    Returns:
+        A call that gives seconds, the mean of ``copies`` calls.
 
     Raises:
         RuntimeError: there is no CUDA device.

@@ -61,6 +61,10 @@ def added_peak(function: Callable[[], Result], *, every: float = 0.002) -> tuple
     A thread looks every ``every`` seconds: shorter peaks are missed, and memory that the allocator already held is not
     new. Run it in a fresh process to measure a model's load.
 
+    Args:
+        function: called once.
+        every: seconds between two looks.
+
     Returns:
         What the function returned, and bytes, 0 or more.
 
@@ -101,6 +105,9 @@ def added_peak(function: Callable[[], Result], *, every: float = 0.002) -> tuple
 
 def model_bytes(model: nn.Module) -> dict[str, int]:
     """Bytes of a model's tensors by kind, storage that several share counted once.
+
+    Args:
+        model: any module.
 
     Returns:
         ``"parameters"`` and ``"buffers"`` (packed codes, scales, masks, …); in a tie the parameter has it.
@@ -160,6 +167,12 @@ def decoder_memory(
         context: tokens in each cache.
         tokens: tokens of each sequence in one step: 1 when decoding, the prompt's length in prefill.
         logits: tokens of each sequence whose logits are computed at once; None: the last one only.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        ValueError: ``tokens`` is below 1, or as :func:`reference.hardware.serving.cache_bytes`.
 
     Example:
         >>> from reference.hardware.roofline import SCHEMES

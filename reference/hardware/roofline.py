@@ -125,6 +125,12 @@ def linear(scheme: Scheme, rows: float, outputs: int, columns: int) -> Work:
 
     Operations are ``2 · rows · outputs · columns``. What it costs to quantise ``X`` is not in here.
 
+    Args:
+        scheme: of the weight and its inputs.
+        rows: of ``X``, the tokens that are computed at once.
+        outputs: rows of ``W``.
+        columns: of ``W`` and ``X``.
+
     Raises:
         ValueError: a size is not positive.
 
@@ -156,6 +162,9 @@ def seconds(work: Work, device: Device, *, memory_efficiency: float = 1.0, rate_
         memory_efficiency: fraction of the bandwidth that a kernel reaches, in (0, 1].
         rate_efficiency: fraction of the rate that it reaches, in (0, 1].
 
+    Returns:
+        Seconds, at least.
+
     Raises:
         ValueError: an efficiency is outside (0, 1], or the device lacks the arithmetic.
 
@@ -182,6 +191,9 @@ def issue_seconds(instructions: float, device: Device, *, lanes: int = 128) -> f
         device: with multiprocessors and a clock.
         lanes: lanes whose instruction one multiprocessor issues in a cycle.
 
+    Returns:
+        Seconds, at least.
+
     Raises:
         ValueError: the device has no multiprocessors or no clock.
 
@@ -201,6 +213,18 @@ def ridge(scheme: Scheme, device: Device, outputs: int, columns: int) -> float:
     """Rows of activations up to which memory is the limit and beyond which arithmetic is; infinite if it never is.
 
     Solves ``(a + b M) / bandwidth = 2 M N K / rate``.
+
+    Args:
+        scheme: of the layer.
+        device: its ceilings.
+        outputs: N of the layer.
+        columns: K of the layer.
+
+    Returns:
+        A number of rows, not a whole one.
+
+    Raises:
+        ValueError: the device lacks the arithmetic.
 
     Example:
         >>> from reference.hardware.devices import device

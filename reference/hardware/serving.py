@@ -73,6 +73,10 @@ LLAMA_2_70B = DecoderShape(80, 8192, 28672, 64, 8, 128, 32000)
 def weight_bytes(shape: DecoderShape, scheme: Scheme) -> float:
     """Bytes of all weights: blocks under ``scheme``, embedding and output layer in 16 bits, norms left out.
 
+    Args:
+        shape: the model.
+        scheme: of the blocks' linear layers.
+
     Example:
         >>> [round(weight_bytes(LLAMA_2_7B, SCHEMES[name]) / 1e9, 1) for name in ("W16A16", "W4A16")]
         [13.5, 4.0]
@@ -85,6 +89,15 @@ def weight_bytes(shape: DecoderShape, scheme: Scheme) -> float:
 
 def cache_bytes(shape: DecoderShape, bits: float, context: int, batch: int = 1) -> float:
     """Bytes of keys and values of ``batch`` sequences of ``context`` tokens; scales of a quantised cache left out.
+
+    Args:
+        shape: the model.
+        bits: of one number of the cache.
+        context: tokens in each cache, 0 or more.
+        batch: sequences, 1 or more.
+
+    Raises:
+        ValueError: ``context`` or ``batch`` is out of range.
 
     Example:
         >>> [cache_bytes(shape, 16, context=1) / 2**10 for shape in (LLAMA_2_7B, LLAMA_3_8B)]  # KiB a token
@@ -99,6 +112,15 @@ def cache_bytes(shape: DecoderShape, bits: float, context: int, batch: int = 1) 
 
 def attention(shape: DecoderShape, bits: float, context: int, batch: int = 1) -> Work:
     """Work of one step's attention over caches of ``context`` tokens, all layers: two products for each query head.
+
+    Args:
+        shape: the model.
+        bits: of one number of the cache.
+        context: tokens in each cache, 1 or more.
+        batch: sequences, each with one new token.
+
+    Raises:
+        ValueError: as :func:`cache_bytes`.
 
     Example:
         >>> [attention(shape, 16, context=1000).intensity for shape in (LLAMA_2_7B, LLAMA_3_8B)]  # queries a key
@@ -130,6 +152,12 @@ def step_seconds(
         context: tokens in each cache.
         memory_efficiency: as in `roofline.seconds`.
         rate_efficiency: as in `roofline.seconds`.
+
+    Returns:
+        Seconds, at least.
+
+    Raises:
+        ValueError: a number is out of range, an efficiency is outside (0, 1], or the device lacks the arithmetic.
 
     Example:
         >>> from reference.hardware.devices import device
@@ -172,6 +200,9 @@ def prefill_seconds(
         memory_efficiency: as in `roofline.seconds`.
         rate_efficiency: as in `roofline.seconds`.
 
+    Returns:
+        Seconds, at least.
+
     Raises:
         ValueError: ``prompt`` or ``batch`` is below 1, or as `roofline.seconds`.
 
@@ -207,6 +238,12 @@ def tokens_per_second(
     rate_efficiency: float = 1.0,
 ) -> float | None:
     """Tokens per second of all sequences together, at most; None where weights and caches do not fit the device.
+
+    Args:
+        shape, scheme, device, batch, context, memory_efficiency, rate_efficiency: as :func:`step_seconds`.
+
+    Raises:
+        ValueError: as :func:`step_seconds`.
 
     Example:
         >>> from reference.hardware.devices import device

@@ -27,6 +27,9 @@ def neurons(model: nn.Module) -> list[Group]:
     Args:
         model: of a family in ``TABLE``.
 
+    Returns:
+        A group for each block, in order, of as many units as its MLP is wide.
+
     Raises:
         ValueError: another family.
 
@@ -57,6 +60,9 @@ def heads(model: nn.Module) -> list[Group]:
     Args:
         model: of a family in ``TABLE`` whose heads can be removed.
 
+    Returns:
+        A group for each block, in order, of as many units as it has key-value heads.
+
     Raises:
         ValueError: another family.
 
@@ -84,6 +90,9 @@ def update_config(model: nn.Module) -> None:
 
     With all blocks of one shape, ``save_pretrained`` and ``from_pretrained`` then work; except where the family computes
     the heads' width from the hidden size (BERT): fewer heads live in memory only.
+
+    Args:
+        model: of a family in ``TABLE``, its blocks cut alike.
 
     Raises:
         ValueError: blocks differ in the number of neurons or heads, which the configuration cannot say.

@@ -26,6 +26,9 @@ def between(first: Mapping[str, Tensor], second: Mapping[str, Tensor], alpha: fl
     Returns:
         name → ``[models, …]``; both ends are exact.
 
+    Raises:
+        KeyError: ``second`` lacks a name.
+
     Example:
         >>> a, b = {"w": torch.tensor([[0.0, 4.0]])}, {"w": torch.tensor([[2.0, 0.0]])}
         >>> [between(a, b, alpha)["w"].tolist() for alpha in (0, 0.5, 1)]

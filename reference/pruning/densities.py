@@ -156,6 +156,9 @@ def random_masks(shapes: Shapes, counts: Mapping[str, int], generator: torch.Gen
 def check_density(density: float) -> None:
     """Raise unless ``density`` is a fraction that keeps something.
 
+    Args:
+        density: fraction kept.
+
     Raises:
         ValueError: it is not above 0 and up to 1.
 

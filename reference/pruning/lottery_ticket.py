@@ -183,6 +183,9 @@ def masked(states: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> States:
         states: name → ``[models, …]``.
         masks: name → bool of the same shape, for some of the names.
 
+    Returns:
+        name → ``[models, …]``; what has no mask is the same tensor.
+
     Example:
         >>> states = {"w": torch.tensor([[1.0, -2.0]]), "b": torch.tensor([[5.0]])}
         >>> masked(states, {"w": torch.tensor([[True, False]])})
@@ -195,6 +198,9 @@ def masked(states: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> States:
 
 def density(masks: Mapping[str, Tensor]) -> Tensor:
     """Fraction kept of all weights that have a mask.
+
+    Args:
+        masks: name → bool ``[models, …]``.
 
     Returns:
         float64 ``[models]``.
@@ -218,6 +224,9 @@ def largest(states: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> States:
     Args:
         states: name → ``[models, …]``.
         like: name → bool ``[models, …]``.
+
+    Returns:
+        name → bool ``[models, …]``; among equals those that come first.
 
     Example:
         >>> like = {"w": torch.tensor([[True, True, False]])}  # two of three
@@ -245,6 +254,9 @@ def random_masks(like: Mapping[str, Tensor], seeds: Sequence[int]) -> States:
         like: name → bool ``[models, …]``.
         seeds: one a network.
 
+    Returns:
+        name → bool ``[models, …]``.
+
     Example:
         >>> like = {"w": torch.tensor([[True, False, False, False], [True, True, True, False]])}
         >>> random_masks(like, seeds=[0, 1])["w"].sum(1).tolist()  # as many as in each network
@@ -269,6 +281,9 @@ def shuffled_masks(like: Mapping[str, Tensor], seeds: Sequence[int]) -> States:
     Args:
         like: name → bool ``[models, out, in]``.
         seeds: one a network.
+
+    Returns:
+        name → bool ``[models, out, in]``.
 
     Example:
         >>> like = {"w": torch.tensor([[[True, True, False], [False, False, False]]])}
@@ -295,6 +310,9 @@ def signs_only(states: Mapping[str, Tensor], names: Sequence[str]) -> States:
     Args:
         states: name → ``[models, …]``, not yet masked.
         names: of the weights replaced; the others stay.
+
+    Returns:
+        name → ``[models, …]``; a weight of zero stays zero.
 
     Source: Zhou et al. 2019, "Deconstructing lottery tickets", the experiments on kept weights ("mask-1 actions").
 

@@ -96,6 +96,9 @@ class Schedule:
 class Pruner:
     """Follows a schedule on the masked layers of one model; made by :func:`attach`.
 
+    Args:
+        model, layers, method, schedule, scope: as :func:`attach` gives them.
+
     Attributes:
         layers: name → :class:`MaskedLinear`.
 
@@ -189,6 +192,9 @@ def attach(
         scope: "layer", each layer at the density; "global", all layers together at it, their blocks counted.
         seed: of random scores.
 
+    Returns:
+        What follows the schedule: call its ``step`` before each forward pass.
+
     Raises:
         ValueError: a name is missing, given twice or no linear layer; none is given; a block does not divide a weight;
             or ``scope="global"`` with a method that has no density.
@@ -237,6 +243,9 @@ def task_loss(
         teacher: logits of the dense, fine-tuned model; None is no distillation.
         alpha: share of the teacher, 0 to 1.
         temperature: of both distributions.
+
+    Returns:
+        A scalar, nats an example, float32.
 
     Raises:
         ValueError: ``alpha`` is out of range, or as :func:`reference.distillation.losses.logits_loss`.

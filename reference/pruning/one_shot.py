@@ -103,6 +103,9 @@ def check(
 ) -> dict[str, QuantizationSpec | None]:
     """What :func:`prune` refuses, refused before a long run; weights may be on the meta device.
 
+    Args:
+        model, sparsity, pattern, method, spec, skip, calibration: as :func:`prune`.
+
     Returns:
         ``spec`` for each layer that will be pruned, by full name.
 

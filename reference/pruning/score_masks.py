@@ -219,6 +219,12 @@ def l0_mask(scores: Tensor, noise: Tensor | None = None) -> Tensor:
 def l1_penalty(scores: Sequence[Tensor]) -> Tensor:
     r"""Mean of :math:`\sigma(S)` over a tensor, then over tensors: what pushes scores under the threshold.
 
+    Args:
+        scores: one tensor or more, any shapes, floating point.
+
+    Returns:
+        A scalar from 0 to 1, with a gradient.
+
     Source: Sanh et al. 2020, section 4; the means as in the authors' code.
 
     Example:
@@ -232,6 +238,12 @@ def l1_penalty(scores: Sequence[Tensor]) -> Tensor:
 
 def l0_penalty(scores: Sequence[Tensor]) -> Tensor:
     r"""Probability that a gate is not zero, :math:`\sigma(S - \beta\ln(-l/r))`; means as in :func:`l1_penalty`.
+
+    Args:
+        scores: one tensor or more, any shapes, floating point.
+
+    Returns:
+        A scalar from 0 to 1, with a gradient.
 
     Source: Louizos et al. 2018, equation 12; the means as in the movement-pruning authors' code.
 

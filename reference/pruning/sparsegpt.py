@@ -94,6 +94,9 @@ def prune_layer(
             authors' code.
         name: what to call the layer in warnings and errors.
 
+    Returns:
+        The layer as :class:`Pruned`; ``weight`` is not changed.
+
     Raises:
         TypeError, ValueError: weight, Hessian or an argument is not usable, by name; or not exactly one of
             ``sparsity``, ``pattern`` and ``mask`` is given.

@@ -146,6 +146,9 @@ def cost(model: nn.Module, *inputs: Any, **keywords: Any) -> Cost:
         model: any module; products inside attention or outside of layers do not count.
         inputs, keywords: what it is called with.
 
+    Returns:
+        Parameters, and multiplications of this one call.
+
     Example:
         >>> cost(nn.Conv2d(1, 2, 3), torch.zeros(1, 1, 5, 5))  # 9 weights and a bias a filter, 9 positions
         Cost(parameters=20, products=162)

@@ -42,6 +42,9 @@ class Images(NamedTuple):
 def data() -> Images:
     """2,200 images for training, 788 for validation and 4,000 for the test; no scan is in two of them.
 
+    Returns:
+        Pixels from 0 to 1 and digits, training, validation and test.
+
     Example:
         >>> images = data()
         >>> [len(labels) for pictures, labels in images]
