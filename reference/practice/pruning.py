@@ -55,6 +55,14 @@ def run(
         ValueError: an argument that does not fit, or a size that no cut in the blocks reaches; nothing is left behind then.
         FileExistsError: ``output`` holds something.
 
+    Example:
+        >>> run("tutorial", Path("small"), max_loss=0.02, sparsity=1.5)  # refused before any work
+        Traceback (most recent call last):
+            ...
+        ValueError: sparsity is 1.5; it may be above 0 and below 1
+        >>> Path("small").exists()
+        False
+
     Chapter: practice/pruning_pipeline
     """
     settings = settings or Settings()

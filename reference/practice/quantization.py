@@ -53,6 +53,14 @@ def run(
         ValueError: an argument that does not fit; nothing is left behind then.
         FileExistsError: ``output`` holds something.
 
+    Example:
+        >>> run("tutorial", Path("small"), max_loss=0.02, min_ratio=0.5)  # refused before any work
+        Traceback (most recent call last):
+            ...
+        ValueError: min_ratio is 0.5; it may be any number above 1
+        >>> Path("small").exists()
+        False
+
     Chapter: practice/quantization_workflow
     """
     settings = settings or Settings()
