@@ -43,6 +43,10 @@ class CacheSpec:
     Raises:
         ValueError: a field is outside what it may be.
 
+    Example:
+        >>> CacheSpec(2).bits_per_value()  # 16 bits each for scale and low end, shared by 32 values
+        3.0
+
     Chapter: quantization/activations
     """
 
@@ -68,6 +72,11 @@ class CacheSpec:
 
 class Groups(NamedTuple):
     """Packed codes with scale and low end of each group along the last axis.
+
+    Example:
+        >>> groups = quantize_groups(torch.arange(32.0)[None], bits=2, group_size=32)
+        >>> groups.codes.nbytes, groups.scale.nbytes, groups.low.nbytes, groups.nbytes
+        (8, 2, 2, 12)
 
     Chapter: quantization/activations
     """
@@ -99,6 +108,11 @@ def quantize_groups(x: Tensor, bits: int, group_size: int) -> Groups:
 
     Source: Liu et al. 2024, KIVI, section 3.1.
 
+    Example:
+        >>> groups = quantize_groups(torch.tensor([[5.0, 6.0, 7.0, 8.0]]), bits=2, group_size=4)
+        >>> groups.low.item(), groups.scale.item(), f"{groups.codes.item():08b}"  # 3, 2, 1, 0: the first value lies lowest
+        (5.0, 1.0, '11100100')
+
     Chapter: quantization/activations
     """
     if x.shape[-1] % group_size:
@@ -116,6 +130,11 @@ def quantize_groups(x: Tensor, bits: int, group_size: int) -> Groups:
 def dequantize_groups(groups: Groups, bits: int, group_size: int, dtype: torch.dtype) -> Tensor:
     """``low + scale · code``, ``[..., n]`` in ``dtype``; computed in float32.
 
+    Example:
+        >>> groups = quantize_groups(torch.tensor([[0.0, 1.2, 1.9, 3.0]]), bits=2, group_size=4)
+        >>> dequantize_groups(groups, 2, 4, torch.float32)
+        tensor([[0., 1., 2., 3.]])
+
     Chapter: quantization/activations
     """
     codes = unpack(groups.codes.reshape(-1, groups.codes.shape[-1]), bits, group_size)
@@ -131,6 +150,13 @@ class QuantizedCacheLayer(DynamicLayer):
 
     Args:
         spec: bits and groups.
+
+    Example:
+        >>> layer = QuantizedCacheLayer(CacheSpec(8, group_size=4, residual=2))
+        >>> tokens = torch.arange(7.0).reshape(1, 1, 7, 1).expand(1, 1, 7, 4)  # seven tokens of one head of width 4
+        >>> keys, values = layer.update(tokens, tokens)
+        >>> layer.get_seq_length(), layer.keys.shape[2]  # one chunk of four is packed, three tokens are not
+        (7, 3)
 
     Chapter: quantization/activations
     """
@@ -262,6 +288,13 @@ def quantized_cache(config: PreTrainedConfig, spec: CacheSpec) -> Cache:
     Raises:
         ValueError: the model has sliding or linear attention layers.
 
+    Example:
+        >>> from reference.models import tutorial
+        >>> model, ids = tutorial.load(), torch.arange(8)[None]
+        >>> cache = quantized_cache(model.config, CacheSpec(4))
+        >>> model(ids, past_key_values=cache).logits.shape, cache.get_seq_length()
+        (torch.Size([1, 8, 4096]), 8)
+
     Chapter: quantization/activations
     """
     config = config.get_text_config(decoder=True)
@@ -273,6 +306,13 @@ def quantized_cache(config: PreTrainedConfig, spec: CacheSpec) -> Cache:
 
 def cache_nbytes(cache: Cache) -> int:
     """Bytes that a cache holds now, quantised or not.
+
+    Example:
+        >>> cache = Cache(layers=[QuantizedCacheLayer(CacheSpec(4, residual=0))])
+        >>> keys = torch.zeros(1, 1, 64, 32)  # 64 tokens, one head: 2,048 numbers, and as many values
+        >>> _ = cache.update(keys, keys, 0)
+        >>> cache_nbytes(cache)  # 4,096 codes of 5 bits, with scale and low end
+        2560
 
     Chapter: quantization/activations
     """
@@ -312,6 +352,15 @@ def cached_losses(
 
     Raises:
         ValueError: the text is shorter than a window, or ``chunk`` is below 1.
+
+    Example:
+        >>> from reference.models import tutorial
+        >>> model, tokens = tutorial.load(), torch.arange(64)
+        >>> spec = CacheSpec(8, residual=0)
+        >>> losses = cached_losses(model, tokens, lambda: quantized_cache(model.config, spec), window=64, chunk=32)
+        >>> exact = functional.cross_entropy(model(tokens[None]).logits[0, :-1], tokens[1:], reduction="none")
+        >>> losses.shape, bool((losses[0] - exact).abs().max() < 0.1)
+        (torch.Size([1, 63]), True)
 
     Chapter: quantization/activations
     """
