@@ -5,7 +5,7 @@ class CalibrationWarning(UserWarning):
     """There is too little calibration text, or too much alike, for what is asked of it.
 
     Example:
-        >>> import warnings
+        >>> import warnings, torch
         >>> from reference.calibration import batches
         >>> with warnings.catch_warnings(record=True) as caught:
         ...     warnings.simplefilter("always")

@@ -232,7 +232,7 @@ def into_cells(weight: Tensor, start: QuantizedTensor, depth: float = DEPTH) -> 
 
     Example:
         >>> codes = torch.tensor([[0, 0, 1, 3]], dtype=torch.uint8)  # GPTQ rounded the second 0.4 up
-        >>> start = QuantizedTensor.from_codes(codes, torch.ones(1, 1), torch.zeros(1, 1), QuantizationSpec(2))
+        >>> start = QuantizedTensor.from_codes(codes, torch.ones(1, 1), torch.tensor([[0]]), QuantizationSpec(2))
         >>> into_cells(torch.tensor([[0.0, 0.4, 0.4, 3.0]]), start, depth=0.25)  # the edge lies at 0.5
         tensor([[0.0000, 0.4000, 0.7500, 3.0000]])
 

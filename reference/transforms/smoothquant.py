@@ -57,6 +57,14 @@ def smooth_block(
 
     Source: Xiao et al. 2023, section 4, and the authors' ``smooth_lm``.
 
+    Example:
+        >>> block = nn.Sequential(nn.LayerNorm(2, eps=0.0), nn.Linear(2, 1))
+        >>> block[0].weight.data, block[1].weight.data = torch.tensor([16.0, 1.0]), torch.ones(1, 2)
+        >>> x = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+        >>> _ = smooth_block(block, [((x,), {})], [Scaling("0", ("1",), "1")], alpha=0.5)
+        >>> block[0].weight.tolist(), block[1].weight.tolist()  # the root of 16 has moved over
+        ([4.0, 1.0], [[4.0, 1.0]])
+
     Chapter: quantization/smoothquant
     """
     chosen = _behind_norms(block, scalings)
@@ -85,6 +93,13 @@ def input_absmax(
 
     Raises:
         ValueError: NaN or infinite activations, by name.
+
+    Example:
+        >>> block = nn.Sequential(nn.ReLU(), nn.Linear(2, 1))
+        >>> batch, another = torch.tensor([[16.0, -1.0]]), torch.tensor([[-20.0, 3.0]])
+        >>> _, absmax = input_absmax(block, [((batch,), {}), ((another,), {})], ["1"])
+        >>> absmax
+        {'1': tensor([16.,  3.])}
 
     Chapter: quantization/smoothquant
     """
@@ -116,6 +131,12 @@ def group_factors(linears: Sequence[nn.Module], activation_absmax: Tensor, alpha
     Returns:
         float32 ``[in_features]``. A channel that calibration never saw active gets 1, where the authors' code gives
         it 1e-5.
+
+    Example:
+        >>> linear = nn.Linear(3, 1)
+        >>> linear.weight.data = torch.ones(1, 3)
+        >>> group_factors([linear], torch.tensor([16.0, 1.0, 0.0]), alpha=0.5)  # the last was never active
+        tensor([4., 1., 1.])
 
     Chapter: quantization/smoothquant
     """
@@ -163,6 +184,14 @@ def quantize_integer(
         ValueError: as :func:`smooth_block`, a grid that integers cannot compute with, or ``rotated`` layers with static
             activations or of a width without a Hadamard matrix.
 
+    Example:
+        >>> from reference.models import tutorial
+        >>> model = tutorial.load()
+        >>> model.model.layers = model.model.layers[:1]
+        >>> layer = quantize_integer(model, [torch.arange(16)[None]]).model.layers[0].mlp.up_proj
+        >>> layer.weight.dtype, layer.activations.granularity
+        (torch.int8, 'per_token')
+
     Chapter: quantization/smoothquant
     """
     family, spec = family_of(model), activations or ActivationSpec()
@@ -187,6 +216,14 @@ def quantize_integer(
 
 class AlphaSearch(NamedTuple):
     """The best alpha, and the loss of each that was tried.
+
+    Example:
+        >>> from reference.models import tutorial
+        >>> model = tutorial.load()
+        >>> model.model.layers = model.model.layers[:1]
+        >>> found = search_alpha(model, [torch.arange(16)[None]], alphas=(0.25, 0.75))
+        >>> found.losses[found.alpha] == min(found.losses.values())
+        True
 
     Chapter: quantization/smoothquant
     """
@@ -226,6 +263,14 @@ def search_alpha(
 
     Raises:
         ValueError: ``alphas`` is empty, or as :func:`quantize_integer`.
+
+    Example:
+        >>> from reference.models import tutorial
+        >>> model = tutorial.load(outliers=100)
+        >>> model.model.layers = model.model.layers[:1]
+        >>> found = search_alpha(model, [torch.arange(64)[None]], alphas=(0.0, 0.5))
+        >>> found.alpha, found.losses[0.5] < found.losses[0.0]  # the weights take their share of the outliers
+        (0.5, True)
 
     Chapter: quantization/smoothquant
     """
