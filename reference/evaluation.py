@@ -137,7 +137,8 @@ def perplexity(
         >>> class Clueless(nn.Module):
         ...     def forward(self, input_ids):
         ...         return SimpleNamespace(logits=torch.zeros(*input_ids.shape, 8))
-        >>> round(perplexity(Clueless(), torch.tensor([0, 3, 1, 2, 7]), window=4, stride=2), 3)  # eight tokens to choose from
+        >>> tokens = torch.tensor([0, 3, 1, 2, 7])
+        >>> round(perplexity(Clueless(), tokens, window=4, stride=2), 3)  # eight tokens to choose from
         8.0
 
     Chapter: quantization/post_training
@@ -276,7 +277,8 @@ def size_on_disk(directory: str | Path) -> dict[str, int]:
     Example:
         >>> import tempfile
         >>> from safetensors.torch import save_file
-        >>> layer = {"up_proj.weight_packed": torch.zeros(8, 4, dtype=torch.int32), "up_proj.weight_scale": torch.ones(8, 1)}
+        >>> codes, scale = torch.zeros(8, 4, dtype=torch.int32), torch.ones(8, 1)
+        >>> layer = {"up_proj.weight_packed": codes, "up_proj.weight_scale": scale}
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_file(layer, Path(folder, "model.safetensors"))
         ...     sizes = size_on_disk(folder)

@@ -84,8 +84,9 @@ def quantize_folder(
         ...     hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=64)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     LlamaForCausalLM(config).save_pretrained(f"{folder}/mine")
-        ...     errors = quantize_folder(Path(folder, "mine"), Path(folder, "mine-4bit"), QuantizationSpec(4, group_size=32))
-        ...     len(errors), size_on_disk(f"{folder}/mine-4bit")["weights"]  # 10,240 weights of 4 bits
+        ...     output = Path(folder, "mine-4bit")
+        ...     errors = quantize_folder(Path(folder, "mine"), output, QuantizationSpec(4, group_size=32))
+        ...     len(errors), size_on_disk(output)["weights"]  # 10,240 weights of 4 bits
         (7, 5120)
 
     Chapter: none (plumbing: streams, resumes, writes)

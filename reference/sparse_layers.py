@@ -27,7 +27,7 @@ class SparseLinear(nn.Module):
         >>> linear = nn.Linear(16, 1, bias=False)
         >>> linear.weight.data = torch.tensor([[3.0, 0.0, 0.0, 4.0] * 4])  # two of each four
         >>> layer = SparseLinear.from_linear(linear)
-        >>> layer(torch.ones(1, 16)).item(), layer.tensor.nbytes, linear.weight.nbytes  # 8 floats and 8 positions of 2 bits
+        >>> layer(torch.ones(1, 16)).item(), layer.tensor.nbytes, linear.weight.nbytes  # 8 floats, 8 positions
         (28.0, 34, 64)
 
     Chapter: advanced/kernels

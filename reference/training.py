@@ -112,7 +112,8 @@ def train(
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.25)
         >>> def loss(step):
         ...     return model.weight.square().sum()
-        >>> [round(taken["loss"], 2) for taken in train(model, loss, [optimizer], steps=4, clip=100.0)]  # each halves the weight
+        >>> run = train(model, loss, [optimizer], steps=4, clip=100.0)  # each step halves the weight
+        >>> [round(taken["loss"], 2) for taken in run]
         [16.0, 4.0, 1.0, 0.25]
 
     Chapter: none (training plumbing; the overview runs it)

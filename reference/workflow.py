@@ -81,7 +81,8 @@ def quantize(
         >>> from reference.models import tutorial
         >>> model = tutorial.load()
         >>> def grid(name):
-        ...     return QuantizationSpec(8 if name.endswith("down_proj") else 4, group_size=128) if ".0." in name else None
+        ...     bits = 8 if name.endswith("down_proj") else 4
+        ...     return QuantizationSpec(bits, group_size=128) if name.startswith("model.layers.0.") else None
         >>> mlp = quantize(model, grid).model.layers[0].mlp
         >>> mlp.up_proj.spec.bits, mlp.down_proj.spec.bits, type(model.model.layers[1].mlp.up_proj).__name__
         (4, 8, 'Linear')

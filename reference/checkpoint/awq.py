@@ -82,7 +82,7 @@ def interleave(values: Tensor) -> Tensor:
     """Codes ``[rows, out]``, each below 16, as words ``[rows, out / 8]`` in the format's order.
 
     Example:
-        >>> hex(interleave(torch.arange(8, dtype=torch.uint8)[None]).item())  # from the right: even codes, then odd ones
+        >>> hex(interleave(torch.arange(8, dtype=torch.uint8)[None]).item())  # even codes from the right, then odd
         '0x75316420'
 
     Chapter: none (file format)
@@ -113,7 +113,7 @@ def tensors(layer: nn.Module, name: str, configuration: dict) -> dict[str, Tenso
     Example:
         >>> from reference.quantization.round_to_nearest import quantize_layer
         >>> layer = QuantizedLinear(quantize_layer(torch.ones(16, 32), QuantizationSpec(4, group_size=32)))
-        >>> {suffix: tuple(tensor.shape) for suffix, tensor in tensors(layer, "up_proj", {}).items()}  # inputs come first
+        >>> {suffix: tuple(t.shape) for suffix, t in tensors(layer, "up_proj", {}).items()}  # inputs come first
         {'qweight': (32, 2), 'qzeros': (1, 2), 'scales': (1, 16)}
 
     Chapter: none (file format)

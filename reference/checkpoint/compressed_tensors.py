@@ -116,7 +116,7 @@ def tensors(layer: nn.Module, name: str, configuration: dict) -> dict[str, Tenso
     Example:
         >>> from reference.quantization.round_to_nearest import quantize_layer
         >>> layer = QuantizedLinear(quantize_layer(torch.ones(8, 64), QuantizationSpec(4, group_size=32)))
-        >>> {suffix: tuple(tensor.shape) for suffix, tensor in tensors(layer, "up_proj", {}).items()}  # 64 codes in 8 words
+        >>> {suffix: tuple(t.shape) for suffix, t in tensors(layer, "up_proj", {}).items()}  # 64 codes in 8 words
         {'weight_scale': (8, 2), 'weight_packed': (8, 8), 'weight_shape': (2,), 'weight_zero_point': (1, 2)}
 
     Chapter: none (file format)

@@ -142,7 +142,8 @@ def tensors(layer: nn.Module, name: str, configuration: dict) -> dict[str, Tenso
 
     Example:
         >>> from reference.quantization.round_to_nearest import quantize_layer
-        >>> layer = QuantizedLinear(quantize_layer(torch.ones(32, 64), QuantizationSpec(4, symmetric=True, group_size=32)))
+        >>> spec = QuantizationSpec(4, symmetric=True, group_size=32)
+        >>> layer = QuantizedLinear(quantize_layer(torch.ones(32, 64), spec))
         >>> found = tensors(layer, "up_proj", {"checkpoint_format": "gptq"})
         >>> {suffix: tuple(tensor.shape) for suffix, tensor in found.items()}  # inputs come first
         {'qweight': (8, 32), 'qzeros': (2, 4), 'scales': (2, 32), 'g_idx': (64,)}

@@ -34,8 +34,9 @@ def load(folder: str | Path, split: Literal["train", "test"] = "train") -> tuple
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:  # one image of 1 × 2 pixels, a seven
-        ...     _ = Path(folder, "train-images-idx3-ubyte").write_bytes(bytes([0, 0, 8, 3, *[0, 0, 0, 1] * 2, 0, 0, 0, 2, 0, 255]))
-        ...     _ = Path(folder, "train-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 1, 7]))
+        ...     image, label = bytes([0, 0, 8, 3, *[0, 0, 0, 1] * 2, 0, 0, 0, 2, 0, 255]), bytes([0, 0, 8, 1, 0, 0, 0, 1, 7])
+        ...     _ = Path(folder, "train-images-idx3-ubyte").write_bytes(image)
+        ...     _ = Path(folder, "train-labels-idx1-ubyte").write_bytes(label)
         ...     load(folder)
         (tensor([[[[0., 1.]]]]), tensor([7]))
 

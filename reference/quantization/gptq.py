@@ -122,7 +122,7 @@ def solve(
 
     Example:
         >>> weight = torch.tensor([[0.0, 0.4, 0.4, 3.0]])  # on a grid of step 1 both 0.4 are nearest to 0
-        >>> inputs = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]])  # equal in the middle
+        >>> inputs = torch.tensor([[1.0, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]])  # two channels are always equal
         >>> solve(weight, 2 * inputs.T @ inputs, QuantizationSpec(2)).codes  # the second makes up for the first
         tensor([[0, 0, 1, 3]], dtype=torch.uint8)
 

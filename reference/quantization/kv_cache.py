@@ -110,7 +110,7 @@ def quantize_groups(x: Tensor, bits: int, group_size: int) -> Groups:
 
     Example:
         >>> groups = quantize_groups(torch.tensor([[5.0, 6.0, 7.0, 8.0]]), bits=2, group_size=4)
-        >>> groups.low.item(), groups.scale.item(), f"{groups.codes.item():08b}"  # 3, 2, 1, 0: the first value lies lowest
+        >>> groups.low.item(), groups.scale.item(), f"{groups.codes.item():08b}"  # 3, 2, 1, 0
         (5.0, 1.0, '11100100')
 
     Chapter: quantization/activations

@@ -38,8 +38,8 @@ class ScalesLinear(nn.Module):
     Source: Kim et al. 2023 (PEQA).
 
     Example:
-        >>> codes, zero_point = torch.tensor([[0, 1, 2, 3]], dtype=torch.uint8), torch.tensor([[0]])
-        >>> layer = ScalesLinear(QuantizedTensor.from_codes(codes, torch.ones(1, 1), zero_point, grid.QuantizationSpec(2)))
+        >>> codes, spec = torch.tensor([[0, 1, 2, 3]], dtype=torch.uint8), grid.QuantizationSpec(2)
+        >>> layer = ScalesLinear(QuantizedTensor.from_codes(codes, torch.ones(1, 1), torch.tensor([[0]]), spec))
         >>> layer(torch.ones(1, 4)).sum().backward()  # y = 6s
         >>> layer.log_step.grad
         tensor([[6.]])

@@ -53,8 +53,10 @@ def first_grid(weight: Tensor, spec: QuantizationSpec, start: str = "round_to_ne
 
     Example:
         >>> weight, spec = torch.tensor([[-3.0, -1.0, 1.0, 1.0]]), QuantizationSpec(2, symmetric=True)
-        >>> first_grid(weight, spec).scale.item(), first_grid(weight, spec, "lsq").scale.item()  # 2 · 3 / 3, 2 · mean of |w|
-        (2.0, 3.0)
+        >>> first_grid(weight, spec).scale.item()  # 2 · 3 / 3: the largest magnitude over the steps
+        2.0
+        >>> first_grid(weight, spec, "lsq").scale.item()  # twice the mean magnitude
+        3.0
 
     Chapter: quantization/quantization_aware
     """
@@ -139,7 +141,7 @@ def solved(model: nn.Module) -> dict[str, QuantizedTensor]:
         >>> from reference.models import tutorial
         >>> spec = QuantizationSpec(4, group_size=128)
         >>> model = workflow.quantize(tutorial.load(), lambda name: spec if name.endswith("0.mlp.up_proj") else None)
-        >>> {name: tensor.nbytes for name, tensor in solved(model).items()}  # 98,304 codes, 1,536 scales and zero points
+        >>> {name: tensor.nbytes for name, tensor in solved(model).items()}
         {'model.layers.0.mlp.up_proj': 102144}
 
     Chapter: quantization/quantization_aware

@@ -34,8 +34,8 @@ def parameter_groups(
         >>> from reference.quantization.trained import TrainedLinear
         >>> linear = nn.Linear(4, 2)
         >>> layer = TrainedLinear(linear, first_grid(linear.weight.detach(), QuantizationSpec(4)))
-        >>> groups = parameter_groups(layer, 1e-4, step_rate=1e-3, rest_rate=0)  # weight; step and zero point; not the bias
-        >>> [(len(group["params"]), group["lr"]) for group in groups]
+        >>> groups = parameter_groups(layer, 1e-4, step_rate=1e-3, rest_rate=0)
+        >>> [(len(group["params"]), group["lr"]) for group in groups]  # weight; step and zero point; not the bias
         [(1, 0.0001), (2, 0.001)]
 
     Chapter: quantization/quantization_aware

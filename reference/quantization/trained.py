@@ -52,7 +52,8 @@ class TrainedLinear(nn.Module):
         >>> from reference.quantization import round_to_nearest
         >>> linear = nn.Linear(4, 1, bias=False)
         >>> linear.weight.data = torch.tensor([[0.0, 1.2, 1.9, 3.0]])
-        >>> layer = TrainedLinear(linear, round_to_nearest.quantize_layer(linear.weight.detach(), QuantizationSpec(2)))
+        >>> start = round_to_nearest.quantize_layer(linear.weight.detach(), QuantizationSpec(2))
+        >>> layer = TrainedLinear(linear, start)
         >>> layer.quantized_weight.tolist(), layer(torch.ones(1, 4)).item()
         ([[0.0, 1.0, 2.0, 3.0]], 6.0)
 

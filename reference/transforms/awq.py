@@ -71,7 +71,7 @@ def scale_block(
         >>> x = torch.randn(64, 8)
         >>> before = block(x)
         >>> _ = scale_block(block, [((x,), {})], [Scaling("0", ("1",), "1")], QuantizationSpec(3), clip=False)
-        >>> bool(block[0].weight[0] < 50), torch.allclose(block(x), before, rtol=1e-3, atol=1e-3)  # quieter, the same function
+        >>> bool(block[0].weight[0] < 50), torch.allclose(block(x), before, rtol=1e-3, atol=1e-3)  # the same function
         (True, True)
 
     Chapter: quantization/awq

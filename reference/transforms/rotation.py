@@ -90,7 +90,7 @@ def rotate(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
         >>> from reference.models import tutorial
         >>> model, ids = tutorial.load(outliers=50), torch.arange(8)[None]
         >>> before = model(ids).logits
-        >>> torch.allclose(rotate(model)(ids).logits, before, atol=1e-2)  # the same function, without its outlier channels
+        >>> torch.allclose(rotate(model)(ids).logits, before, atol=1e-2)  # the same function
         True
 
     Chapter: quantization/activations

@@ -19,6 +19,7 @@ from reference.quantization import activation_range, hadamard, round_to_nearest,
 from reference.quantization.activations import AbsmaxAccumulator, ActivationSpec, scale_of
 from reference.quantization.channel_scale import fold
 from reference.quantization.grid import QuantizationSpec
+from reference.transforms._clipping import thresholds
 
 #: 8 bits, symmetric, one scale an output channel.
 W8 = QuantizationSpec(8, symmetric=True)
@@ -95,11 +96,9 @@ def input_absmax(
         ValueError: NaN or infinite activations, by name.
 
     Example:
-        >>> block = nn.Sequential(nn.ReLU(), nn.Linear(2, 1))
-        >>> batch, another = torch.tensor([[16.0, -1.0]]), torch.tensor([[-20.0, 3.0]])
-        >>> _, absmax = input_absmax(block, [((batch,), {}), ((another,), {})], ["1"])
-        >>> absmax
-        {'1': tensor([16.,  3.])}
+        >>> block, batches = nn.Linear(2, 1), [torch.tensor([16.0, -1.0]), torch.tensor([-20.0, 3.0])]
+        >>> input_absmax(block, [((batch,), {}) for batch in batches], [""])[1]
+        {'': tensor([20.,  3.])}
 
     Chapter: quantization/smoothquant
     """
@@ -186,9 +185,7 @@ def quantize_integer(
 
     Example:
         >>> from reference.models import tutorial
-        >>> model = tutorial.load()
-        >>> model.model.layers = model.model.layers[:1]
-        >>> layer = quantize_integer(model, [torch.arange(16)[None]]).model.layers[0].mlp.up_proj
+        >>> layer = quantize_integer(tutorial.load(), [torch.arange(16)[None]]).model.layers[0].mlp.up_proj
         >>> layer.weight.dtype, layer.activations.granularity
         (torch.int8, 'per_token')
 
@@ -204,7 +201,7 @@ def quantize_integer(
         outputs, absmax = input_absmax(block, calls, [group[0] for group in family.sublayers], name=path)
 
         def clipped(scales: dict[str, Tensor | None]) -> dict[str, float]:
-            return _thresholds(block, calls, scales, static_rule, spec, path)
+            return thresholds(block, calls, scales, static_rule, spec, path)
 
         clip = clipped if spec.granularity == "static" and static_rule != "max" else None
         _to_integers(block, family, absmax, alpha, weights, spec, path, rotated, clip)
@@ -218,10 +215,7 @@ class AlphaSearch(NamedTuple):
     """The best alpha, and the loss of each that was tried.
 
     Example:
-        >>> from reference.models import tutorial
-        >>> model = tutorial.load()
-        >>> model.model.layers = model.model.layers[:1]
-        >>> found = search_alpha(model, [torch.arange(16)[None]], alphas=(0.25, 0.75))
+        >>> found = AlphaSearch(0.75, losses={0.5: 0.02, 0.75: 0.01})
         >>> found.losses[found.alpha] == min(found.losses.values())
         True
 
@@ -350,26 +344,6 @@ def _to_integers(
                 linear, weight, activations, input_scale=input_scale, channel_scale=channel_scale, hadamard=turn
             )
             replace_module(block, path, layer)
-
-
-def _thresholds(
-    block: nn.Module, calls: list[Call], scales: dict[str, Tensor | None], rule: str, spec: ActivationSpec, name: str
-) -> dict[str, float]:
-    """Where to clip the inputs of some layers, divided by their scales, in one more run of the block."""
-    seen = {path: activation_range.MagnitudeHistogram() for path in scales}
-    handles = []
-    for path, scale in scales.items():
-
-        def add(_: nn.Module, args: tuple, path: str = path, scale: Tensor | None = scale) -> None:
-            seen[path].add(args[0] if scale is None else args[0] / scale, f"{name}.{path}")
-
-        handles.append(block.get_submodule(path).register_forward_pre_hook(add))
-    try:
-        capture(block, calls, ())
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {path: activation_range.threshold(histogram, rule, spec) for path, histogram in seen.items()}
 
 
 def _squares(parts: list[Tensor]) -> Tensor:
