@@ -38,6 +38,14 @@ def batches(tokens: Tensor, *, sequences: int, length: int, batch: int = 8, seed
     Warns:
         CalibrationWarning: the text is shorter than all sequences together, so they overlap.
 
+    Example:
+        >>> first, second = batches(torch.arange(100), sequences=3, length=4, batch=2)
+        >>> first.shape, second.shape
+        (torch.Size([2, 4]), torch.Size([1, 4]))
+        >>> first.diff()  # each row is a piece of the text
+        tensor([[1, 1, 1],
+                [1, 1, 1]])
+
     Chapter: quantization/gptq
     """
     for name, value in (("sequences", sequences), ("length", length), ("batch", batch)):
@@ -94,6 +102,16 @@ def walk_blocks(
     Raises:
         ValueError: unknown architecture, or ``inputs`` is empty.
 
+    Example:
+        >>> from reference.models import tutorial
+        >>> visited = []
+        >>> def visit(name, block, calls):
+        ...     visited.append(name)
+        ...     return capture(block, calls, ())[0]
+        >>> walk_blocks(tutorial.load(), [torch.arange(8)[None]], visit)
+        >>> visited[:2], len(visited)
+        (['model.layers.0', 'model.layers.1'], 6)
+
     Chapter: quantization/gptq
     """
     if not inputs:
@@ -136,6 +154,15 @@ def walk(
     Raises:
         ValueError: unknown architecture, or ``inputs`` is empty.
 
+    Example:
+        >>> from reference.models import tutorial
+        >>> seen = {}
+        >>> def observe(names, inputs):
+        ...     seen[names] = tuple(inputs.shape)
+        >>> walk(tutorial.load(), [torch.arange(8)[None]], observe=observe, solve=lambda names: {})
+        >>> seen["model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj"]  # they read the same input
+        (1, 8, 256)
+
     Chapter: quantization/gptq
     """
     sublayers = family_of(model).sublayers
@@ -162,6 +189,12 @@ def working_memory(model: nn.Module, inputs: list[Tensor]) -> dict[str, int]:
         residual stream, its norm and the widest input of a layer; ``"hessian"``, the float64 sum and the float32
         mean, or the mean and its factor.
 
+    Example:
+        >>> from reference.models import tutorial
+        >>> needs = working_memory(tutorial.load(), [torch.zeros(4, 256, dtype=torch.int64)])
+        >>> needs["hessian"], needs["activations"]  # 12 · 768², 1,024 tokens · (3 · 256 + 768) · 4 bytes
+        (7077888, 6291456)
+
     Chapter: quantization/gptq
     """
     family, block = family_of(model), blocks(model)[0]
@@ -187,6 +220,13 @@ def capture(block: nn.Module, calls: list[Call], names: Iterable[str]) -> tuple[
     Returns:
         ``(outputs, inputs)``: the block's outputs, one for each batch, and for each name the calls
         of that module, one for each batch.
+
+    Example:
+        >>> block = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU())
+        >>> block[0].weight.data = torch.tensor([[1.0, 0.0], [0.0, -1.0]])
+        >>> outputs, inputs = capture(block, [((torch.tensor([3.0, 4.0]),), {})], ["1"])
+        >>> outputs, inputs["1"]  # what the ReLU gave, and what it was given
+        ([tensor([3., 0.])], [((tensor([ 3., -4.]),), {})])
 
     Chapter: quantization/awq
     """

@@ -77,6 +77,16 @@ def quantize(
     Warns:
         CalibrationWarning: as :func:`check`.
 
+    Example:
+        >>> from reference.models import tutorial
+        >>> model = tutorial.load()
+        >>> def grid(name):
+        ...     bits = 8 if name.endswith("down_proj") else 4
+        ...     return QuantizationSpec(bits, group_size=128) if name.startswith("model.layers.0.") else None
+        >>> mlp = quantize(model, grid).model.layers[0].mlp
+        >>> mlp.up_proj.spec.bits, mlp.down_proj.spec.bits, type(model.model.layers[1].mlp.up_proj).__name__
+        (4, 8, 'Linear')
+
     Chapter: overview, quantization/post_training
     """
     grids = check(model, spec, method=method, activations=activations, calibration=calibration)
@@ -123,6 +133,12 @@ def check(
 
     Warns:
         CalibrationWarning: fewer calibration tokens than a layer has inputs.
+
+    Example:
+        >>> from reference.models import tutorial
+        >>> grids = check(tutorial.load(), QuantizationSpec(4, group_size=128))
+        >>> len(grids), grids["model.layers.0.mlp.up_proj"].bits  # seven layers in each of six blocks
+        (42, 4)
 
     Chapter: none (checks)
     """
