@@ -66,6 +66,15 @@ def prune(
     Warns:
         CalibrationWarning: as :func:`check`.
 
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=16,
+        ...                      num_hidden_layers=1, num_attention_heads=4)
+        >>> model = prune(LlamaForCausalLM(config), pattern=(2, 4), method="magnitude")
+        >>> weight = model.model.layers[0].mlp.up_proj.weight
+        >>> (weight.view(-1, 4) != 0).sum(1).unique().tolist()  # in each four neighbours
+        [2]
+
     Chapter: pruning/one_shot
     """
     grids = check(model, sparsity, pattern=pattern, method=method, spec=spec, skip=skip, calibration=calibration)
@@ -94,6 +103,9 @@ def check(
 ) -> dict[str, QuantizationSpec | None]:
     """What :func:`prune` refuses, refused before a long run; weights may be on the meta device.
 
+    Args:
+        model, sparsity, pattern, method, spec, skip, calibration: as :func:`prune`.
+
     Returns:
         ``spec`` for each layer that will be pruned, by full name.
 
@@ -102,6 +114,19 @@ def check(
 
     Warns:
         CalibrationWarning: fewer calibration tokens than a layer has inputs.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=16,
+        ...                      num_hidden_layers=1, num_attention_heads=4)
+        >>> with torch.device("meta"):
+        ...     model = LlamaForCausalLM(config)
+        >>> len(check(model, 0.5, method="magnitude"))  # layers that would be pruned
+        7
+        >>> check(model, 0.5, method="wanda")
+        Traceback (most recent call last):
+            ...
+        ValueError: calibration is empty; method 'wanda' needs token batches to calibrate on
 
     Chapter: none (checks)
     """
