@@ -15,6 +15,12 @@
     }
   };
 
+  const hint = (part) => {
+    const left = part.scrollWidth - part.clientWidth - part.scrollLeft;
+    part.classList.toggle("more-right", left > 2 && getComputedStyle(part).overflowX !== "visible");
+  };
+  const hints = () => document.querySelectorAll(`.bd-article :is(${SCROLLS}, pre, .book-widget)`).forEach(hint);
+
   const name = () => {
     for (const fold of document.querySelectorAll(".bd-sidebar-primary summary:not([aria-label])")) {
       const link = fold.closest("li")?.querySelector("a");
@@ -45,9 +51,11 @@
     name();
     unname();
     keepFocus();
-    reach();
-    window.addEventListener("resize", reach);
-    document.addEventListener("toggle", reach, true);
+    const look = () => { reach(); hints(); };
+    look();
+    window.addEventListener("resize", look);
+    document.addEventListener("toggle", look, true);
+    document.addEventListener("scroll", (event) => event.target.closest?.(".bd-article") && hint(event.target), true);
+    window.addEventListener("load", () => Promise.resolve(window.MathJax?.startup?.promise).then(look));
   });
-  window.addEventListener("load", () => Promise.resolve(window.MathJax?.startup?.promise).then(reach));
 })();
