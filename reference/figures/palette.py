@@ -28,7 +28,7 @@ METHODS = {
     "magnitude": (BLACK, "X"),
     "one-shot": (BLACK, "X"),
     "wanda": (GREEN, "s"),
-    "sparsegpt": (VERMILION, "o"),
+    "sparsegpt": (VERMILION, "D"),
     "movement": (VERMILION, "s"),
     "soft": (GOLD, "D"),
     "l0": (SKY, "v"),
