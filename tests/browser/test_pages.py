@@ -94,3 +94,17 @@ def test_the_gallery_leads_to_every_figure(chromium, site):
     for page in sorted((site / "notebooks").rglob("*.html")):
         shown |= {f"{page.name}#{name}" for name in re.findall(r'<figure[^>]* id="(fig-[\w-]+)"', page.read_text())}
     assert targets == shown
+
+
+def test_the_gallery_shows_one_part(chromium, site):
+    chromium.view(NARROW)
+    chromium.open(site / "book" / "gallery.html")
+    shown = "[...document.querySelectorAll('article .sd-card')].filter((card) => card.offsetParent)"
+    every = chromium.evaluate(f"{shown}.length")
+    chromium.evaluate("document.querySelector('.gallery-filter button[data-part=pruning]').focus()")
+    chromium.press("Enter")
+    folders = chromium.evaluate(f"{shown}.map((card) => card.querySelector('a[href*=fig-]').href.split('/').at(-2))")
+    assert 0 < len(folders) < every
+    assert set(folders) == {"pruning"}
+    chromium.evaluate("document.querySelector('.gallery-filter button').click()")
+    assert chromium.evaluate(f"{shown}.length") == every
