@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: help book test browser zip lab lint twice tidy lock address clean
+.PHONY: help book test browser pdf zip lab lint twice tidy lock address clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -25,6 +25,9 @@ test: lint  ## ruff, mypy and all tests
 
 browser: $(STAMP)  ## every page of the built site in Chromium: phone and desk, light and dark, keyboard, search
 	BROWSER=required $(BIN)/python -m pytest -n 2 tests/browser
+
+pdf: $(STAMP)  ## the built site as one PDF; needs Chromium
+	$(BIN)/python tools/book_pdf.py
 
 zip: $(STAMP)  ## the built site, and the executed notebooks, each as one file
 	$(BIN)/python tools/zip_site.py

@@ -37,6 +37,10 @@ FLOATS = (torch.float16, torch.bfloat16)
 class Tile(NamedTuple):
     """Rows of x in a tile, and how the compiler spreads it. Its other sides are the block's.
 
+    Example:
+        >>> plan_for(rows=1, size=64), plan_for(rows=512, size=64).rows  # a tile has 16 rows at least
+        (Tile(rows=16, warps=4, stages=9), 128)
+
     Chapter: advanced/kernels
     """
 
@@ -123,6 +127,13 @@ def block_sparse(
 
     No gradient flows through it.
 
+    Example:
+        >>> x, blocks = torch.ones(1, 64, dtype=torch.float16), torch.ones(1, 32, 32, dtype=torch.float16)
+        >>> crow = torch.tensor([0, 0, 1], dtype=torch.int32)  # of a 64 × 64 weight only the lower left block is stored
+        >>> y = block_sparse(x, blocks, crow, torch.tensor([0], dtype=torch.int32))
+        >>> y[0, ::32].tolist()
+        [0.0, 32.0]
+
     Chapter: advanced/kernels
     """
     _check(x, blocks, crow, column, order)
@@ -141,6 +152,14 @@ def block_sparse(
 
 def plan_for(rows: int, size: int) -> Tile:
     """The tile for ``rows`` rows of x and blocks of ``size``.
+
+    Args:
+        rows: of x, 1 or more.
+        size: side of a block, 32, 64 or 128.
+
+    Example:
+        >>> [plan_for(rows, size=128).rows for rows in (1, 16, 17)]
+        [16, 16, 128]
 
     Chapter: advanced/kernels
     """

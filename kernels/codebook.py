@@ -150,6 +150,16 @@ def _tile(
 def plan_for(rows: int, columns: int, dtype: torch.dtype, bits: int) -> Tile:
     """The tile for ``rows`` rows of x and codes of ``bits``.
 
+    Args:
+        rows: of x, 1 or more.
+        columns: of x.
+        dtype: of x.
+        bits: of a code, 2 to 8.
+
+    Example:
+        >>> [plan_for(rows, 4096, torch.bfloat16, bits=4).rows for rows in (1, 2, 100)]
+        [1, 16, 128]
+
     Chapter: advanced/kernels
     """
     if rows == 1:  # of a short row no more than it has
@@ -192,6 +202,13 @@ def codebook(x: Tensor, packed: Tensor, table: Tensor, *, plan: Tile | None = No
 
     No gradient flows through it. Source: weights as indices into a short table are Han et al. 2016; planes for widths
     that divide no word are Guo et al. 2024 (FLUTE, arXiv 2407.10960), in another order.
+
+    Example:
+        >>> from reference.coding.planes import pack_planes
+        >>> codes, table = torch.arange(64).view(2, 32) % 7, torch.arange(8.0) ** 2
+        >>> x = torch.arange(32.0)[None]
+        >>> codebook(x, pack_planes(codes, 3), table).tolist(), (x @ table[codes].T).tolist()
+        ([[6014.0, 6775.0]], [[6014.0, 6775.0]])
 
     Chapter: advanced/kernels
     """

@@ -77,6 +77,13 @@ def fp8(
 
     No gradient flows through it. Source: the format is Micikevicius et al. 2022 (arXiv 2209.05433), section 3.
 
+    Example:
+        >>> x, w = torch.tensor([[1.0, 2.0, -4.0]]), torch.tensor([[8.0, 1.0, 0.5], [0.0, 1.0, 1.0]])
+        >>> narrow = torch.float8_e4m3fn
+        >>> y = fp8(x.to(narrow), w.to(narrow), torch.tensor([0.5]), torch.tensor([1.0, 10.0]))
+        >>> y.tolist(), ((x * 0.5) @ (w * torch.tensor([[1.0], [10.0]])).T).tolist()
+        ([[4.0, -10.0]], [[4.0, -10.0]])
+
     Chapter: advanced/kernels
     """
     check_tensors(

@@ -42,6 +42,11 @@ class Plan(NamedTuple):
 
     ``rows`` are those of a tile where one product does it; ``programs`` are for each multiprocessor.
 
+    Example:
+        >>> plan = plan_for(4096, torch.bfloat16)
+        >>> plan.left, plan.right
+        (64, 64)
+
     Chapter: advanced/kernels
     """
 
@@ -127,6 +132,14 @@ def _across(x, factor, y, STRIDE, MADE: tl.constexpr, PADDED: tl.constexpr, BLOC
 def plan_for(n: int, dtype: torch.dtype) -> Plan:
     """The plan for rows of ``n`` numbers, a power of two of at most ``LARGEST[dtype]``.
 
+    Args:
+        n: numbers in a row.
+        dtype: of x: float16, bfloat16 or float32.
+
+    Example:
+        >>> [(plan.left, plan.right) for plan in (plan_for(n, torch.bfloat16) for n in (128, 512, 8192))]
+        [(1, 128), (32, 16), (128, 64)]
+
     Chapter: advanced/kernels
     """
     exact = dtype != torch.float32
@@ -169,6 +182,13 @@ def hadamard(x: Tensor, factor: Tensor | None = None, *, plan: Plan | None = Non
         ImportError: Triton is not installed.
 
     No gradient flows through it.
+
+    Example:
+        >>> x = torch.tensor([[8.0, 0.0, 0.0, 0.0]])
+        >>> hadamard(x).tolist()  # an outlier is spread over all
+        [[4.0, 4.0, 4.0, 4.0]]
+        >>> hadamard(hadamard(x)).tolist()
+        [[8.0, 0.0, 0.0, 0.0]]
 
     Chapter: advanced/kernels
     """

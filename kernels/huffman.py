@@ -42,6 +42,10 @@ LONGEST = 16  # bits of a code word: a larger table would leave the first-level 
 class Lanes(NamedTuple):
     """How chunks are spread: warps of 32 lanes in a program.
 
+    Example:
+        >>> 32 * LANES.warps, 32 * Lanes(warps=4).warps  # chunks that one program decodes side by side
+        (32, 128)
+
     Chapter: advanced/kernels
     """
 
@@ -223,6 +227,14 @@ def huffman(
         ImportError: Triton is not installed.
 
     Source: coded exponents beside raw signs and mantissas are Zhang et al. 2025 (DFloat11, arXiv 2504.11651).
+
+    Example:
+        >>> from reference.coding.resident import ResidentTensor
+        >>> weights = torch.tensor([1.0, -2.0, 3.0, 0.125] * 16).bfloat16()
+        >>> kept = ResidentTensor.from_tensor(weights, "cpu", chunk=16)
+        >>> values, damaged = huffman(kept.words, kept.starts, kept.table, kept.raw, symbols=64, chunk=16)
+        >>> torch.equal(values, weights), damaged.tolist()
+        (True, [False, False, False, False])
 
     Chapter: advanced/kernels
     """

@@ -35,6 +35,16 @@ def to_bfloat16(x: Tensor) -> Tensor:
     Args:
         x: float32, a power of two of elements, contiguous.
 
+    Returns:
+        bfloat16, the shape of ``x``.
+
+    Example:
+        >>> x = torch.tensor([1 + 3 * 2**-9, 1.0])  # three quarters of the way from 1 to the next bfloat16
+        >>> to_bfloat16(x).tolist()  # interpreted
+        [1.0, 1.0]
+        >>> x.bfloat16().tolist()
+        [1.0078125, 1.0]
+
     Chapter: advanced/kernels
     """
     require_triton()
@@ -45,6 +55,14 @@ def to_bfloat16(x: Tensor) -> Tensor:
 
 def count_programs(programs: int, device: str | torch.device = "cpu") -> int:
     """Let each program add one to the same number without an atomic: a race, and right in the interpreter.
+
+    Args:
+        programs: to launch, 1 or more.
+        device: of the number.
+
+    Example:
+        >>> count_programs(5)  # on a GPU it is any number from 1 to 5
+        5
 
     Chapter: advanced/kernels
     """
@@ -60,6 +78,11 @@ def sum_without_mask(x: Tensor, count: int) -> float:
     Args:
         x: float32, contiguous; a view into something larger, or the read ends outside of the process's memory.
         count: a power of two.
+
+    Example:
+        >>> memory = torch.tensor([1.0, 2.0, 10.0, 20.0])
+        >>> sum_without_mask(memory[:2], 4)  # two of the four were not given
+        33.0
 
     Chapter: advanced/kernels
     """

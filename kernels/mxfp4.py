@@ -117,6 +117,13 @@ def mxfp4(x: Tensor, packed: Tensor, scale: Tensor, *, plan: Tile | None = None)
 
     No gradient flows through it. Source: OCP Microscaling Formats (MX) Specification 1.0, sections 5.1 to 5.3.
 
+    Example:
+        >>> x = torch.ones(1, 32).bfloat16()
+        >>> packed = torch.full((1, 16), 0x2A, dtype=torch.uint8)  # codes 10 and 2: -1 and 1, in turns
+        >>> packed[0, 0] = 0x72  # 1, then 6
+        >>> mxfp4(x, packed, torch.tensor([[128]], dtype=torch.uint8)).tolist()  # (1 + 6) · 2¹
+        [[14.0]]
+
     Chapter: advanced/kernels
     """
     check_tensors(

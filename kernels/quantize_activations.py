@@ -110,6 +110,12 @@ def quantize_activations(
 
     Source: Xiao et al. 2023 (SmoothQuant), section 2; ``int-quantized`` of compressed-tensors.
 
+    Example:
+        >>> x = torch.tensor([[127.0, -50.4, 1.5, 2.5], [0.0, 0.5, 1.0, -1.0]])
+        >>> codes, scale = quantize_activations(x, restricted=True)
+        >>> codes.tolist(), (127 * scale).tolist()  # halves go to even; each row has its own step
+        ([[127, -50, 2, 2], [0, 64, 127, -127]], [127.0, 1.0])
+
     Chapter: advanced/kernels
     """
     check_tensors({"x": (x, FLOATS, 2), "norm": (norm, FLOATS, 1)})

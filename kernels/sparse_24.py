@@ -133,6 +133,13 @@ def _tile(
 def plan_for(rows: int) -> Tile:
     """The tile for ``rows`` rows of x.
 
+    Args:
+        rows: of x, 1 or more.
+
+    Example:
+        >>> [plan_for(rows).rows for rows in (1, 2, 100)]
+        [1, 16, 128]
+
     Chapter: advanced/kernels
     """
     return ONE_ROW if rows == 1 else FEW if rows <= FEW.rows else MANY
@@ -171,6 +178,12 @@ def sparse_24(x: Tensor, values: Tensor, positions: Tensor, *, plan: Tile | None
         ImportError: Triton is not installed.
 
     No gradient flows through it.
+
+    Example:
+        >>> x, values = torch.arange(16.0)[None].half(), torch.ones(1, 8).half()
+        >>> positions = torch.tensor([[0x4444]], dtype=torch.int16)  # in each four columns 0 (00) and 1 (01)
+        >>> sparse_24(x, values, positions).tolist(), 0 + 1 + 4 + 5 + 8 + 9 + 12 + 13
+        ([[52.0]], 52)
 
     Chapter: advanced/kernels
     """

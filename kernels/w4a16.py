@@ -51,6 +51,10 @@ class Tile(NamedTuple):
 
     ``splits`` of the sum over K: 0 leaves them to ``splits_for``.
 
+    Example:
+        >>> plan_for(rows=512, outputs=4096, columns=4096, group_size=128, dtype=torch.bfloat16)
+        Tile(rows=128, outputs=128, columns=64, warps=8, stages=3, splits=0)
+
     Chapter: advanced/kernels
     """
 
@@ -68,6 +72,11 @@ class Few(NamedTuple):
     ``early``: launched while the previous kernel still ends (programmatic dependent launch, capability 9.0), it
     fetches the first 2 KB of each row of the weight into the L2 cache meanwhile.
 
+    Example:
+        >>> plan = plan_for(rows=8, outputs=4096, columns=4096, group_size=128, dtype=torch.bfloat16)
+        >>> plan.rows, plan.blocks * BLOCK  # rows of a program, and columns of a turn
+        (8, 512)
+
     Chapter: advanced/kernels
     """
 
@@ -81,6 +90,11 @@ class Few(NamedTuple):
 
 class OneRow(NamedTuple):
     """How `one_row` works: outputs of a program, runs of 1024 columns a turn, warps, stages.
+
+    Example:
+        >>> plan = plan_for(rows=1, outputs=4096, columns=4096, group_size=128, dtype=torch.bfloat16)
+        >>> plan.outputs, plan.runs * RUN  # outputs of a program, and columns of a turn
+        (8, 1024)
 
     Chapter: advanced/kernels
     """
@@ -181,6 +195,11 @@ def _tile(
 def plan_for(rows: int, outputs: int, columns: int, group_size: int, dtype: torch.dtype, bits: int = 4) -> Plan:
     """How to multiply ``rows`` rows of x: the kernel and its settings.
 
+    Example:
+        >>> shape = {"outputs": 4096, "columns": 4096, "group_size": 128, "dtype": torch.bfloat16}
+        >>> [type(plan_for(rows, **shape)).__name__ for rows in (1, 8, 512)]
+        ['OneRow', 'Few', 'Tile']
+
     Chapter: advanced/kernels
     """
     fits = dtype != torch.float32 and columns >= BLOCK and (group_size % BLOCK == 0 or group_size == columns)
@@ -245,6 +264,14 @@ def w4a16(
     No gradient flows through it. Source: the layout is compressed-tensors' ``pack-quantized``; codes OR-ed into a
     mantissa are FasterTransformer's (in PyTorch: ``cutlass_extensions/interleaved_numeric_conversion.h``); sums split
     over K for few rows are from Hoque et al. 2024 (arXiv 2402.00025).
+
+    Example:
+        >>> from reference.tensors import pack
+        >>> codes = torch.arange(64).view(2, 32) % 16
+        >>> x, scale = torch.arange(32.0)[None].half(), torch.tensor([[0.5], [1.0]]).half()
+        >>> y = w4a16(x, pack(codes, 4), scale, group_size=32)
+        >>> y.tolist(), (x @ (scale * (codes - 8)).T).tolist()
+        ([[216.0, 432.0]], [[216.0, 432.0]])
 
     Chapter: advanced/kernels
     """

@@ -129,6 +129,10 @@ def _step_4(
 class Step(NamedTuple):
     """One kernel of the series, and the sizes that it is compiled with.
 
+    Example:
+        >>> [(STEPS[number].outputs, STEPS[number].columns) for number in (1, 4)]
+        [(16, 256), (16, 2048)]
+
     Chapter: advanced/kernels
     """
 
@@ -173,6 +177,14 @@ def step(number: int, x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tens
         ValueError: a number or a size that is not one of these.
         ImportError: Triton is not installed.
 
+    Example:
+        >>> from reference.tensors import pack
+        >>> codes = torch.arange(16 * 256).view(16, 256) % 16
+        >>> scale, zero_point = torch.ones(16, 2), torch.full((16, 2), 7, dtype=torch.uint8)
+        >>> y = step(1, torch.ones(1, 256), pack(codes, 4), scale, zero_point, group_size=128)
+        >>> y[0, :2].tolist(), (codes - 7).sum(1)[:2].tolist()
+        ([128.0, 128.0], [128, 128])
+
     Chapter: advanced/kernels
     """
     require_triton()
@@ -202,6 +214,17 @@ def ladder(
     x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor, *, group_size: int
 ) -> dict[int, Callable[[], Tensor]]:
     """A call of every step on the same tensors, number → call.
+
+    Args:
+        x, packed, scale, zero_point, group_size: as :func:`step`; they must fit every step.
+
+    Example:
+        >>> from reference.tensors import pack
+        >>> codes = torch.arange(16 * 2048).view(16, 2048) % 16
+        >>> scale, zero_point = torch.ones(16, 16), torch.full((16, 16), 7, dtype=torch.uint8)
+        >>> calls = ladder(torch.ones(1, 2048), pack(codes, 4), scale, zero_point, group_size=128)
+        >>> [float(call()[0, 0]) for call in calls.values()], int((codes - 7)[0].sum())
+        ([1024.0, 1024.0, 1024.0, 1024.0, 1024.0], 1024)
 
     Chapter: advanced/kernels
     """

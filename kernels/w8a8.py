@@ -39,6 +39,15 @@ PLANS: list[tuple[int, int, Slim | Square]] = [
 def plan_for(rows: int, outputs: int, described: bool) -> Slim | Square:
     """The kernel and its settings for ``rows`` rows of x; ``described``: tensor descriptors may be used.
 
+    Args:
+        rows: of x, 1 or more.
+        outputs: rows of w.
+        described: whether x and w can be read by tensor descriptors.
+
+    Example:
+        >>> [type(plan_for(rows, 4096, described=False)).__name__ for rows in (1, 64, 1024)]
+        ['Slim', 'Square', 'Square']
+
     Chapter: advanced/kernels
     """
     plan = next(plan for most_rows, most_outputs, plan in PLANS if rows <= most_rows and outputs <= most_outputs)
@@ -92,6 +101,12 @@ def w8a8(
         ImportError: Triton is not installed.
 
     No gradient flows through it. Source: scales outside the sum are Xiao et al. 2023 (SmoothQuant), equation 3.
+
+    Example:
+        >>> x = torch.tensor([[1, 2, -128]], dtype=torch.int8)
+        >>> w = torch.tensor([[127, 1, 1], [0, 1, 0]], dtype=torch.int8)
+        >>> w8a8(x, w, torch.tensor([0.5]), torch.tensor([2.0, 10.0])).tolist()  # 127 + 2 - 128 and 2, then the scales
+        [[1.0, 10.0]]
 
     Chapter: advanced/kernels
     """

@@ -8,7 +8,7 @@ block runs once a batch, where re-running it for every group would take five run
 """
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -38,6 +38,14 @@ def batches(tokens: Tensor, *, sequences: int, length: int, batch: int = 8, seed
     Warns:
         CalibrationWarning: the text is shorter than all sequences together, so they overlap.
 
+    Example:
+        >>> first, second = batches(torch.arange(100), sequences=3, length=4, batch=2)
+        >>> first.shape, second.shape
+        (torch.Size([2, 4]), torch.Size([1, 4]))
+        >>> first.diff()  # each row is a piece of the text
+        tensor([[1, 1, 1],
+                [1, 1, 1]])
+
     Chapter: quantization/gptq
     """
     for name, value in (("sequences", sequences), ("length", length), ("batch", batch)):
@@ -56,6 +64,29 @@ def batches(tokens: Tensor, *, sequences: int, length: int, batch: int = 8, seed
     generator = torch.Generator().manual_seed(seed)
     starts = torch.randperm(places, generator=generator)[:sequences]
     return list(torch.stack([tokens[start : start + length] for start in starts.tolist()]).split(batch))
+
+
+def warn_of_few_tokens(calibration: list[Tensor] | None, layers: Mapping[str, nn.Linear]) -> None:
+    """Say that a Hessian will be singular, for the function whose caller's caller asked for it.
+
+    Args:
+        calibration: int64 token batches.
+        layers: by full name, those whose Hessian is needed; one or more.
+
+    Warns:
+        CalibrationWarning: fewer calibration tokens than a layer has inputs.
+
+    Chapter: none (checks)
+    """
+    tokens = sum(ids.numel() for ids in calibration or [])
+    widest, linear = max(layers.items(), key=lambda pair: pair[1].in_features)
+    if tokens < linear.in_features:
+        warnings.warn(
+            f"calibration has {tokens} tokens, fewer than the {linear.in_features} inputs of {widest}: its Hessian is "
+            "singular, and damping decides the directions that no token shows. Ten tokens an input are usual",
+            CalibrationWarning,
+            stacklevel=4,
+        )
 
 
 class _Stop(Exception):
@@ -93,6 +124,16 @@ def walk_blocks(
 
     Raises:
         ValueError: unknown architecture, or ``inputs`` is empty.
+
+    Example:
+        >>> from reference.models import tutorial
+        >>> visited = []
+        >>> def visit(name, block, calls):
+        ...     visited.append(name)
+        ...     return capture(block, calls, ())[0]
+        >>> walk_blocks(tutorial.load(), [torch.arange(8)[None]], visit)
+        >>> visited[:2], len(visited)
+        (['model.layers.0', 'model.layers.1'], 6)
 
     Chapter: quantization/gptq
     """
@@ -136,6 +177,15 @@ def walk(
     Raises:
         ValueError: unknown architecture, or ``inputs`` is empty.
 
+    Example:
+        >>> from reference.models import tutorial
+        >>> seen = {}
+        >>> def observe(names, inputs):
+        ...     seen[names] = tuple(inputs.shape)
+        >>> walk(tutorial.load(), [torch.arange(8)[None]], observe=observe, solve=lambda names: {})
+        >>> seen["model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj"]  # they read the same input
+        (1, 8, 256)
+
     Chapter: quantization/gptq
     """
     sublayers = family_of(model).sublayers
@@ -162,6 +212,12 @@ def working_memory(model: nn.Module, inputs: list[Tensor]) -> dict[str, int]:
         residual stream, its norm and the widest input of a layer; ``"hessian"``, the float64 sum and the float32
         mean, or the mean and its factor.
 
+    Example:
+        >>> from reference.models import tutorial
+        >>> needs = working_memory(tutorial.load(), [torch.zeros(4, 256, dtype=torch.int64)])
+        >>> needs["hessian"], needs["activations"]  # 12 · 768², 1,024 tokens · (3 · 256 + 768) · 4 bytes
+        (7077888, 6291456)
+
     Chapter: quantization/gptq
     """
     family, block = family_of(model), blocks(model)[0]
@@ -187,6 +243,13 @@ def capture(block: nn.Module, calls: list[Call], names: Iterable[str]) -> tuple[
     Returns:
         ``(outputs, inputs)``: the block's outputs, one for each batch, and for each name the calls
         of that module, one for each batch.
+
+    Example:
+        >>> block = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU())
+        >>> block[0].weight.data = torch.tensor([[1.0, 0.0], [0.0, -1.0]])
+        >>> outputs, inputs = capture(block, [((torch.tensor([3.0, 4.0]),), {})], ["1"])
+        >>> outputs, inputs["1"]  # what the ReLU gave, and what it was given
+        ([tensor([3., 0.])], [((tensor([ 3., -4.]),), {})])
 
     Chapter: quantization/awq
     """

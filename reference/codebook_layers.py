@@ -27,6 +27,15 @@ class SharedWeight(nn.Module):
 
     Source: Han et al. 2016, section 3.3, eq. 3.
 
+    Example:
+        >>> codes = torch.tensor([[0, 1, 2], [2, 0, 2]], dtype=torch.uint8)
+        >>> shared = SharedWeight(CodebookTensor(torch.tensor([0.0, -1.0, 2.0, 5.0]), codes, bits=2))
+        >>> shared().tolist()
+        [[0.0, -1.0, 2.0], [2.0, 0.0, 2.0]]
+        >>> shared().sum().backward()
+        >>> shared.centroids.grad  # how often each value is used
+        tensor([1., 3., 0.])
+
     Chapter: pruning/deep_compression
     """
 
@@ -67,6 +76,12 @@ class CodebookLinear(nn.Module):
     ``reference.kernels.codebook`` reads the indices packed; otherwise the dense weight is made and forgotten.
 
     Shape: ``[…, in_features]`` → ``[…, out_features]``.
+
+    Example:
+        >>> codes = torch.tensor([[0, 1, 2], [2, 0, 2]], dtype=torch.uint8)
+        >>> layer = CodebookLinear(CodebookTensor(torch.tensor([0.0, -1.0, 2.0, 5.0]), codes, bits=2))
+        >>> layer(torch.ones(1, 3)).tolist()  # 0 - 1 + 2, 2 + 0 + 2
+        [[1.0, 4.0]]
 
     Chapter: pruning/deep_compression
     """
@@ -121,6 +136,12 @@ class CodebookConv2d(nn.Module):
     """A convolution with a :class:`SharedWeight` of shape ``[out, in / groups, height, width]``.
 
     Shape: ``[n, in, h, w]`` → as :class:`torch.nn.Conv2d` with zero padding.
+
+    Example:
+        >>> codes = torch.tensor([[[[1]], [[2]]]], dtype=torch.uint8)  # 1 × 1, two channels in
+        >>> layer = CodebookConv2d(CodebookTensor(torch.tensor([0.0, -1.0, 2.0, 5.0]), codes, bits=2))
+        >>> layer(torch.tensor([[[[3.0]], [[4.0]]]])).item()  # -1 · 3 + 2 · 4
+        5.0
 
     Chapter: pruning/deep_compression
     """

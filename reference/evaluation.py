@@ -81,6 +81,15 @@ def token_losses(
         ValueError: as :func:`windows`, or ``tokens`` is not one row, or holds an id outside the
             model's vocabulary.
 
+    Example:
+        >>> from types import SimpleNamespace
+        >>> class Clueless(nn.Module):
+        ...     def forward(self, input_ids):
+        ...         return SimpleNamespace(logits=torch.zeros(*input_ids.shape, 8))
+        >>> losses = token_losses(Clueless(), torch.tensor([0, 3, 1, 2, 7]), window=4, stride=2)
+        >>> [round(nats, 2) for nats in losses.tolist()]  # ln 8, for all tokens but the first
+        [2.08, 2.08, 2.08, 2.08]
+
     Chapter: quantization/post_training
     """
     if tokens.ndim != 1:
@@ -123,6 +132,15 @@ def perplexity(
     Args:
         model, tokens, window, stride, batch, progress: as :func:`token_losses`.
 
+    Example:
+        >>> from types import SimpleNamespace
+        >>> class Clueless(nn.Module):
+        ...     def forward(self, input_ids):
+        ...         return SimpleNamespace(logits=torch.zeros(*input_ids.shape, 8))
+        >>> tokens = torch.tensor([0, 3, 1, 2, 7])
+        >>> round(perplexity(Clueless(), tokens, window=4, stride=2), 3)  # eight tokens to choose from
+        8.0
+
     Chapter: quantization/post_training
     """
     losses = token_losses(model, tokens, window=window, stride=stride, batch=batch, progress=progress)
@@ -159,6 +177,12 @@ class Agreement(NamedTuple):
     ``top1``: fraction with the same most likely token. ``kl``: Kullback–Leibler divergence of the
     compressed from the original distribution, nats.
 
+    Example:
+        >>> from reference.models import tutorial
+        >>> model, tokens = tutorial.load(), torch.arange(32)
+        >>> agreement(model, model, tokens, window=16)
+        Agreement(top1=1.0, kl=0.0)
+
     Chapter: overview
     """
 
@@ -177,6 +201,19 @@ def agreement(model: nn.Module, original: nn.Module, tokens: Tensor, *, window: 
 
     Raises:
         ValueError: the text is shorter than one window.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> class Fixed(nn.Module):
+        ...     def __init__(self, *logits):
+        ...         super().__init__()
+        ...         self.logits = torch.tensor(logits)
+        ...     def forward(self, input_ids):
+        ...         return SimpleNamespace(logits=self.logits.expand(*input_ids.shape, 2))
+        >>> unsure, certain = Fixed(1e-6, 0.0), Fixed(100.0, 0.0)
+        >>> top1, kl = agreement(unsure, certain, torch.zeros(4, dtype=torch.int64), window=2)
+        >>> top1, round(kl, 3)  # both favour token 0; one bit apart, ln 2
+        (1.0, 0.693)
 
     Chapter: overview
     """
@@ -206,6 +243,11 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor, *, batch: int = 1
     Raises:
         ValueError: the numbers of images and labels differ, or there are none.
 
+    Example:
+        >>> images, labels = torch.eye(4), torch.tensor([0, 1, 2, 0])
+        >>> accuracy(nn.Identity(), images, labels)  # the "logits" of image i are largest at class i
+        0.75
+
     Chapter: none (plumbing: counts)
     """
     if len(images) != len(labels) or not len(images):
@@ -232,6 +274,17 @@ def size_on_disk(directory: str | Path) -> dict[str, int]:
     Raises:
         ValueError: no safetensors file is there, or one is damaged.
 
+    Example:
+        >>> import tempfile
+        >>> from safetensors.torch import save_file
+        >>> codes, scale = torch.zeros(8, 4, dtype=torch.int32), torch.ones(8, 1)
+        >>> layer = {"up_proj.weight_packed": codes, "up_proj.weight_scale": scale}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_file(layer, Path(folder, "model.safetensors"))
+        ...     sizes = size_on_disk(folder)
+        >>> sizes["weights"], sizes["scales"], sizes["total"] > 128 + 32  # the file has a header too
+        (128, 32, True)
+
     Chapter: quantization/post_training
     """
     sizes = dict.fromkeys(("weights", "scales", "zero_points", "embeddings", "other"), 0)
@@ -246,6 +299,14 @@ def tensor_bytes(directory: str | Path) -> dict[str, int]:
 
     Raises:
         ValueError: as :func:`size_on_disk`.
+
+    Example:
+        >>> import tempfile
+        >>> from safetensors.torch import save_file
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_file({"norm.weight": torch.ones(5, dtype=torch.bfloat16)}, Path(folder, "model.safetensors"))
+        ...     tensor_bytes(folder)
+        {'norm.weight': 10}
 
     Chapter: none (reads headers)
     """

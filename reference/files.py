@@ -27,6 +27,16 @@ def atomic_directory(target: str | os.PathLike, *, replace: bool = False, needs:
         FileExistsError: ``target`` is a file, or holds something and ``replace`` is not set.
         OSError: the disk is full, or not writable.
 
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with atomic_directory(f"{folder}/model") as temporary:
+        ...         _ = Path(temporary, "config.json").write_text("{}")
+        ...         print(Path(folder, "model").exists())  # not before the block has ended well
+        ...     print(Path(folder, "model", "config.json").read_text())
+        False
+        {}
+
     Chapter: none (plumbing: writes folders)
     """
     check_target(target, replace=replace)
@@ -67,6 +77,12 @@ def check_target(target: str | os.PathLike, *, replace: bool = False) -> None:
         FileExistsError: ``target`` is a file, lies below one, or holds something and ``replace``
             is not set.
 
+    Example:
+        >>> check_target("/dev/null")
+        Traceback (most recent call last):
+            ...
+        FileExistsError: output '/dev/null' is a file; name a folder
+
     Chapter: none (files)
     """
     path = Path(target).resolve()
@@ -82,6 +98,14 @@ def check_target(target: str | os.PathLike, *, replace: bool = False) -> None:
 
 def atomic_write(target: str | os.PathLike, data: bytes) -> None:
     """Write ``data`` to ``target`` so that a reader sees the old file or the new one, never a part.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     atomic_write(f"{folder}/notes", b"old")
+        ...     atomic_write(f"{folder}/notes", b"new")
+        ...     os.listdir(folder), Path(folder, "notes").read_bytes()
+        (['notes'], b'new')
 
     Chapter: none (plumbing: writes files)
     """

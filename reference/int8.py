@@ -37,6 +37,11 @@ def integer_product(x: Tensor, weight: Tensor) -> Tensor:
         ValueError: not matrices of the same width, or more than 131,071 columns, whose sum could
             leave int32.
 
+    Example:
+        >>> x = torch.tensor([[100, 100]], dtype=torch.int8)
+        >>> integer_product(x, torch.tensor([[100, 100], [1, -1]], dtype=torch.int8))  # no overflow
+        tensor([[20000,     0]], dtype=torch.int32)
+
     Chapter: quantization/smoothquant
     """
     if x.dtype != torch.int8 or weight.dtype != torch.int8:
@@ -129,6 +134,15 @@ class Int8Linear(nn.Module):
 
     Raises:
         ValueError: the grid is affine, groups are not consecutive, or a scale does not fit.
+
+    Example:
+        >>> linear = nn.Linear(2, 1, bias=False)
+        >>> linear.weight.data = torch.tensor([[1.0, -0.5]])
+        >>> layer = Int8Linear.from_linear(linear)
+        >>> layer.weight  # the step is 2/255
+        tensor([[127, -64]], dtype=torch.int8)
+        >>> bool((layer(torch.tensor([[3.0, 4.0]])) - 1).abs() < 0.05)
+        True
 
     Chapter: quantization/smoothquant
     """

@@ -27,6 +27,15 @@ class Job:
         ValueError: the folder belongs to a run with another fingerprint (the message names what
             differs), or is no job's folder.
 
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     job = Job(Path(folder, "run"), {"model": "tutorial", "bits": 4})
+        ...     job.put("block 0", {"scale": torch.ones(2)}, {"loss": 0.5})
+        ...     again = Job(Path(folder, "run"), {"model": "tutorial", "bits": 4})  # after a kill
+        ...     again.get("block 0"), again.get("block 1")
+        (({'scale': tensor([1., 1.])}, {'loss': 0.5}), None)
+
     Chapter: none (plumbing: resumes long runs)
     """
 
@@ -93,6 +102,12 @@ def _forget_pages(path: Path) -> None:
 
 def digest(*parts: bytes | Path | Tensor) -> str:
     """A hash of bytes, files and tensors, in this order.
+
+    Example:
+        >>> digest(b"weights") == digest(b"wei", b"ghts"), len(digest())
+        (True, 32)
+        >>> digest(torch.zeros(2)) == digest(torch.zeros(2, 1))  # the same bytes in another shape
+        False
 
     Chapter: none (plumbing)
     """

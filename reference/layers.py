@@ -43,6 +43,16 @@ class QuantizedLinear(nn.Module):
 
     Shape: ``[..., in_features]`` → ``[..., out_features]``, in the type of the input.
 
+    Example:
+        >>> from reference.quantization.round_to_nearest import quantize_layer
+        >>> linear = nn.Linear(64, 8, bias=False)
+        >>> weight = quantize_layer(linear.weight.detach(), QuantizationSpec(4, symmetric=True, group_size=32))
+        >>> layer = QuantizedLinear.from_linear(linear, weight)
+        >>> weight.nbytes, linear.weight.nbytes  # 512 codes of 4 bits and 16 scales of 16; 512 floats
+        (288, 2048)
+        >>> torch.equal(layer(torch.eye(64)).T, weight.dequantize(torch.float32))
+        True
+
     Chapter: quantization/post_training
     """
 

@@ -76,6 +76,19 @@ def quantize_folder(
         FileExistsError: ``output`` holds something.
         OSError: the disk is full.
 
+    Example:
+        >>> import tempfile
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> from reference.evaluation import size_on_disk
+        >>> config = LlamaConfig(
+        ...     hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=64)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     LlamaForCausalLM(config).save_pretrained(f"{folder}/mine")
+        ...     output = Path(folder, "mine-4bit")
+        ...     errors = quantize_folder(Path(folder, "mine"), output, QuantizationSpec(4, group_size=32))
+        ...     len(errors), size_on_disk(output)["weights"]  # 10,240 weights of 4 bits
+        (7, 5120)
+
     Chapter: none (plumbing: streams, resumes, writes)
     """
     streamed, names = _open(folder, output)
@@ -133,6 +146,17 @@ def prune_folder(
 
     Raises:
         ValueError, FileExistsError, OSError: as :func:`quantize_folder`.
+
+    Example:
+        >>> import tempfile
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(
+        ...     hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=64)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     LlamaForCausalLM(config).save_pretrained(f"{folder}/mine")
+        ...     errors = prune_folder(Path(folder, "mine"), Path(folder, "mine-half"), 0.5, method="magnitude")
+        >>> {error.removed for error in errors.values()}
+        {0.5}
 
     Chapter: none (plumbing: streams, resumes, writes)
     """

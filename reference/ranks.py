@@ -24,6 +24,12 @@ PATIENCE = timedelta(days=1)
 class Ranks:
     """One process among ``count``, or alone.
 
+    Example:
+        >>> Ranks(rank=1, count=2).share(["a", "b", "c", "d"])
+        ['b', 'd']
+        >>> Ranks().total(torch.tensor([3.0]))  # alone, there is nothing to add
+        tensor([3.])
+
     Chapter: none (plumbing: several processes)
     """
 
@@ -70,6 +76,10 @@ ALONE = Ranks()
 def start() -> Ranks:
     """Join the processes that ``torchrun`` has started; alone if it has not.
 
+    Example:
+        >>> start()  # without torchrun
+        Ranks(rank=0, count=1)
+
     Chapter: none (plumbing: several processes)
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -81,6 +91,12 @@ def start() -> Ranks:
 
 def stop() -> None:
     """Leave the group that :func:`start` joined.
+
+    Example:
+        >>> ranks = start()
+        >>> stop()
+        >>> distributed.is_initialized()
+        False
 
     Chapter: none (plumbing: several processes)
     """

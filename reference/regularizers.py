@@ -27,6 +27,12 @@ def kurtosis(weight: Tensor) -> Tensor:
     Raises:
         ValueError: all weights are equal, or there are fewer than two.
 
+    Example:
+        >>> kurtosis(torch.tensor([-1.0, 1.0, -1.0, 1.0])).item()  # all at one deviation
+        1.0
+        >>> round(kurtosis(torch.linspace(-1, 1, 1001)).item(), 2)  # uniform
+        1.8
+
     Chapter: deployment/production
     """
     centred = weight - weight.mean() if weight.numel() else weight
@@ -51,6 +57,13 @@ def kurtosis_penalty(weights: Iterable[Tensor], target: float = UNIFORM_KURTOSIS
 
     Source: Shkolnik et al. 2020 (KURE), section 4.
 
+    Example:
+        >>> two_values, uniform = torch.tensor([-1.0, 1.0]), torch.linspace(-1, 1, 1001)
+        >>> round(kurtosis_penalty([two_values]).item(), 2)  # (1 - 1.8)²
+        0.64
+        >>> round(kurtosis_penalty([uniform, 5 * uniform]).item(), 2)
+        0.0
+
     Chapter: deployment/production
     """
     if not target >= 1:
@@ -74,6 +87,10 @@ def hoyer_penalty(weights: Iterable[Tensor]) -> Tensor:
         ValueError: there is no tensor, or one has only zeros.
 
     Source: Yang et al. 2020 (DeepHoyer), section 3, Hoyer-Square, here divided by the number of weights.
+
+    Example:
+        >>> hoyer_penalty([torch.ones(4)]).item(), hoyer_penalty([torch.tensor([0.0, 0.0, 7.0, 0.0])]).item()
+        (1.0, 0.25)
 
     Chapter: deployment/production
     """

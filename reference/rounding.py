@@ -32,6 +32,12 @@ class Options(NamedTuple):
     """What a solver needs to know beside the grids; see :func:`reference.workflow.quantize`, and
     :func:`reference.pruning.one_shot.prune` for the last two.
 
+    Example:
+        >>> Options("gptq").damping, Options("gptq").static
+        (0.01, False)
+        >>> Options("gptq", ActivationSpec("static")).static
+        True
+
     Chapter: none (plumbing)
     """
 
@@ -56,6 +62,14 @@ class LayerError(NamedTuple):
     ``of`` is ``"output"`` (the norm of the change of the layer's outputs on the calibration inputs,
     over the norm of the outputs) or, where no Hessian was at hand, ``"weight"``. ``removed`` is the fraction of the
     weights that a mask took.
+
+    Example:
+        >>> from reference import workflow
+        >>> from reference.models import tutorial
+        >>> model, errors, name = tutorial.load(), {}, "model.layers.0.mlp.up_proj"
+        >>> _ = workflow.quantize(model, lambda layer: QuantizationSpec(8) if layer == name else None, errors=errors)
+        >>> list(errors) == [name], errors[name].of, errors[name].relative < 0.02
+        (True, 'weight', True)
 
     Chapter: none (a report)
     """
@@ -83,6 +97,17 @@ class Rounding:
 
     Attributes:
         errors: :class:`LayerError` of each finished layer, by name.
+
+    Example:
+        >>> from reference.models import tutorial
+        >>> from reference.ranks import ALONE
+        >>> model, name = tutorial.load(), "model.layers.0.mlp.up_proj"
+        >>> rounding = Rounding(
+        ...     model, {name: QuantizationSpec(4)}, Options("round_to_nearest"),
+        ...     job=None, streamed=None, ranks=ALONE, prepare=lambda block: None)
+        >>> rounding.run([])
+        >>> model.get_submodule(name).spec.bits, list(rounding.errors)
+        (4, ['model.layers.0.mlp.up_proj'])
 
     Chapter: none (plumbing: joins the walk, the solvers and the job)
     """

@@ -18,6 +18,11 @@ def expand(values: Tensor, positions: Tensor) -> Tensor:
     Returns:
         ``[out, in]``, in the type of the values.
 
+    Example:
+        >>> sparse = SparseTensor.from_dense(torch.tensor([[0.0, 5.0, 0.0, 6.0] * 4]))
+        >>> expand(sparse.values, sparse.positions)[0, :4]
+        tensor([0., 5., 0., 6.])
+
     Chapter: advanced/kernels
     """
     rows, columns = values.shape[0], 2 * values.shape[1]
@@ -41,6 +46,13 @@ class SparseTensor:
             the first in the lowest bits.
 
     Source: the pattern is that of NVIDIA's sparse tensor cores (Mishra et al. 2021); the layout is our own.
+
+    Example:
+        >>> sparse = SparseTensor.from_dense(torch.tensor([[0.0, 5.0, 0.0, 6.0] * 4]))
+        >>> sparse.values[0, :2], f"{sparse.positions[0, 0].item() & 0xFFFF:016b}"  # positions 1 and 3, four times
+        (tensor([5., 6.]), '1101110111011101')
+        >>> sparse.to_dense()[0, :4]
+        tensor([0., 5., 0., 6.])
 
     Chapter: advanced/kernels
     """
@@ -121,6 +133,13 @@ class BlockSparseTensor:
         column: int32 ``[stored]``, block column of each block.
         order: int32 ``[out / size]``, block rows by falling number of blocks.
         columns: ``in``.
+
+    Example:
+        >>> weight = torch.zeros(4, 6)
+        >>> weight[2:, 4:] = 7.0
+        >>> sparse = BlockSparseTensor.from_dense(weight, size=2)  # one block of six is stored
+        >>> sparse.blocks.shape, sparse.crow, sparse.column  # none in block row 0, one in row 1, at column 2
+        (torch.Size([1, 2, 2]), tensor([0, 0, 1], dtype=torch.int32), tensor([2], dtype=torch.int32))
 
     Chapter: advanced/kernels
     """

@@ -138,6 +138,16 @@ class QuantizedTensor:
         group_index: int32 ``[in]``, the group of each column where groups are not consecutive
             (act-order), else None.
 
+    Example:
+        >>> codes = torch.tensor([[0, 1, 2, 3], [3, 2, 1, 0]], dtype=torch.uint8)
+        >>> scale, zero_point = torch.tensor([[0.5], [2.0]], dtype=torch.bfloat16), torch.tensor([[0], [3]])
+        >>> tensor = QuantizedTensor.from_codes(codes, scale, zero_point, QuantizationSpec(2))
+        >>> tensor.dequantize(torch.float32)
+        tensor([[ 0.0000,  0.5000,  1.0000,  1.5000],
+                [ 0.0000, -2.0000, -4.0000, -6.0000]])
+        >>> tensor.packed.nbytes, tensor.scale.nbytes, tensor.nbytes  # and one word of zero points
+        (8, 4, 16)
+
     Chapter: quantization/post_training
     """
 

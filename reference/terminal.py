@@ -11,6 +11,12 @@ errors = Console(stderr=True)
 class ProgressBar:
     """A progress bar on the terminal's error stream, silent where that is not a terminal.
 
+    Example:
+        >>> with ProgressBar("blocks", silent=True) as progress:
+        ...     squares = [block**2 for block in progress([1, 2, 3])]
+        >>> squares
+        [1, 4, 9]
+
     Chapter: none (plumbing: the command line)
     """
 

@@ -40,6 +40,10 @@ class Setting:
         weights: of every linear layer of the blocks.
         activations: of their inputs; None leaves them in floating point.
 
+    Example:
+        >>> SETTINGS["W4A8"].weights.bits, SETTINGS["W4A8"].weights.group_size, SETTINGS["W4A8"].activations.bits
+        (4, 128, 8)
+
     Chapter: quantization/trade_offs
     """
 
@@ -79,6 +83,13 @@ def compress(model: PreTrainedModel, setting: Setting, method: str, calibration:
         ValueError: an unknown method, or as :func:`reference.workflow.quantize` and
             :func:`reference.transforms.rotation.rotate`.
 
+    Example:
+        >>> from reference.models import tutorial
+        >>> model = tutorial.load()
+        >>> model.model.layers = model.model.layers[:1]
+        >>> execution(compress(model, SETTINGS["W8A8"], "round_to_nearest", []), rows=1)
+        'integer products'
+
     Chapter: quantization/trade_offs
     """
     if method not in METHODS:
@@ -100,6 +111,14 @@ class Row(NamedTuple):
     text. ``bytes_linear``: of the blocks' linear layers on the disk, scales included; ``bytes_total``: of the
     checkpoint's files. ``resident``: bytes of the tensors in memory once the model has run on one row and on many;
     copies that a layer makes for its operators are among them.
+
+    Example:
+        >>> from reference.models import tutorial
+        >>> model = tutorial.load()
+        >>> model.model.layers = model.model.layers[:1]
+        >>> row = measure(model, model, {"numbers": (torch.arange(64), 100)}, window=32)
+        >>> row.kl, row.bytes_linear  # 786,432 weights of float32
+        ({'numbers': 0.0}, 3145728)
 
     Chapter: quantization/trade_offs
     """
@@ -126,6 +145,15 @@ def measure(
         texts: token ids ``[count]`` and bytes of UTF-8 of each text, by name.
         window: tokens that the model sees at once; it moves by half.
 
+    Example:
+        >>> from reference.models import tutorial
+        >>> original, model = tutorial.load(), tutorial.load()
+        >>> original.model.layers, model.model.layers = original.model.layers[:1], model.model.layers[:1]
+        >>> _ = compress(model, SETTINGS["W2A16"], "round_to_nearest", [])
+        >>> row = measure(model, original, {"numbers": (torch.arange(64), 100)}, window=32)
+        >>> row.kl["numbers"] > 0.1, row.bytes_linear  # 786,432 weights of 2 bits, scales of 16 for each 128
+        (True, 208896)
+
     Chapter: quantization/trade_offs
     """
     rates, divergence = {}, {}
@@ -150,6 +178,12 @@ def decode_step(model: PreTrainedModel, batch: int, *, context: int = 32) -> Cal
         batch: sequences.
         context: tokens in the cache.
 
+    Example:
+        >>> from reference.models import tutorial
+        >>> step = decode_step(tutorial.load(), batch=2, context=4)
+        >>> step().shape, torch.equal(step(), step())  # the same token of each sequence each time
+        (torch.Size([2, 1, 4096]), True)
+
     Chapter: quantization/trade_offs
     """
     device = model.get_input_embeddings().get_parameter("weight").device
@@ -172,6 +206,14 @@ def execution(model: PreTrainedModel, rows: int) -> str:
 
     Returns:
         ``"float"``, ``"packed int4"``, ``"integer products"`` or ``"unpacked at each call"``.
+
+    Example:
+        >>> from reference.models import tutorial
+        >>> model = tutorial.load()
+        >>> model.model.layers = model.model.layers[:1]
+        >>> _ = compress(model, SETTINGS["W4A16"], "round_to_nearest", [])
+        >>> execution(model, rows=1), execution(model, rows=64)
+        ('packed int4', 'unpacked at each call')
 
     Chapter: quantization/trade_offs
     """

@@ -30,6 +30,10 @@ def trapezoid(step: int, total: int, *, warmup: int, decay: float) -> float:
     Source: Hägele et al. 2024, "Scaling laws and compute-optimal training beyond fixed
     training durations", section 3.
 
+    Example:
+        >>> [trapezoid(step, 10, warmup=2, decay=0.5) for step in range(10)]
+        [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2]
+
     Chapter: none (training plumbing)
     """
     rise = min(1.0, (step + 1) / max(1, warmup))
@@ -52,6 +56,14 @@ def random_windows(
 
     Returns:
         int64 ``[batch, length]``.
+
+    Example:
+        >>> domains = [np.arange(100), np.arange(1000, 1100)]
+        >>> windows = random_windows(domains, [0.5, 0.5], batch=4, length=3, seed=0, step=7)
+        >>> windows.diff()[0]  # neighbours in one of the texts
+        tensor([1, 1])
+        >>> torch.equal(windows, random_windows(domains, [0.5, 0.5], batch=4, length=3, seed=0, step=7))
+        True
 
     Chapter: none (training plumbing)
     """
@@ -93,6 +105,17 @@ def train(
             processes. Each computes the loss of its own rows (:func:`my_rows`), gradients and the
             yielded loss are means over processes, and the first process writes.
 
+    Example:
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> model.weight.data.fill_(4.0).item()
+        4.0
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.25)
+        >>> def loss(step):
+        ...     return model.weight.square().sum()
+        >>> run = train(model, loss, [optimizer], steps=4, clip=100.0)  # each step halves the weight
+        >>> [round(taken["loss"], 2) for taken in run]
+        [16.0, 4.0, 1.0, 0.25]
+
     Chapter: none (training plumbing; the overview runs it)
     """
     trained = accelerator.unwrap_model(model) if accelerator else model
@@ -131,6 +154,12 @@ def my_rows(windows: Tensor, accelerator: Accelerator) -> Tensor:
     Raises:
         ValueError: the processes would not get equally many, and a mean over them would weigh rows unequally.
 
+    Example:
+        >>> from types import SimpleNamespace
+        >>> second_of_two = SimpleNamespace(num_processes=2, process_index=1, device="cpu")
+        >>> my_rows(torch.tensor([[0], [1], [2], [3]]), second_of_two).tolist()
+        [[1], [3]]
+
     Chapter: none (training plumbing)
     """
     if len(windows) % accelerator.num_processes:
@@ -140,6 +169,15 @@ def my_rows(windows: Tensor, accelerator: Accelerator) -> Tensor:
 
 def save_state(folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], step: int) -> None:
     """Write weights, optimiser tensors and the step to ``folder`` as safetensors, all at once.
+
+    Example:
+        >>> import os, tempfile
+        >>> model = nn.Linear(2, 1)
+        >>> optimizer = torch.optim.AdamW(model.parameters())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_state(Path(folder, "run"), model, [optimizer], step=500)
+        ...     sorted(os.listdir(f"{folder}/run"))
+        ['model.safetensors', 'optimizer_0.safetensors', 'state.json']
 
     Chapter: none (plumbing: writes files)
     """
@@ -157,6 +195,16 @@ def save_state(folder: Path, model: nn.Module, optimizers: list[torch.optim.Opti
 
 def load_state(folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> int:
     """Restore what :func:`save_state` wrote, in place; returns the number of steps taken so far.
+
+    Example:
+        >>> import tempfile
+        >>> model, other = nn.Linear(2, 1), nn.Linear(2, 1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_state(Path(folder, "run"), model, [], step=500)
+        ...     load_state(Path(folder, "run"), other, [])
+        500
+        >>> torch.equal(model.weight, other.weight)
+        True
 
     Chapter: none (plumbing: reads files)
     """
@@ -204,6 +252,13 @@ def fit(
 
     Raises:
         ValueError: the numbers of images and labels differ, there are none, or the loss is not finite.
+
+    Example:
+        >>> model = nn.Linear(2, 2)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        >>> history = fit(model, torch.eye(2), torch.tensor([0, 1]), epochs=20, optimizer=optimizer)
+        >>> len(history), history[-1] < history[0], model(torch.eye(2)).argmax(1)
+        (20, True, tensor([0, 1]))
 
     Chapter: none (training plumbing)
     """

@@ -1,17 +1,15 @@
 """From a model and a specification to a compressed model, layer by layer."""
 
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from reference.calibration import Call, capture, walk_blocks
+from reference.calibration import Call, capture, walk_blocks, warn_of_few_tokens
 from reference.job import Job
 from reference.models.families import block_linears, family_of
 from reference.models.streaming import StreamedModel
-from reference.quantization import CalibrationWarning
 from reference.quantization.activations import ActivationSpec
 from reference.quantization.grid import QuantizationSpec, check_weight
 from reference.ranks import ALONE, Ranks
@@ -77,6 +75,16 @@ def quantize(
     Warns:
         CalibrationWarning: as :func:`check`.
 
+    Example:
+        >>> from reference.models import tutorial
+        >>> model = tutorial.load()
+        >>> def grid(name):
+        ...     bits = 8 if name.endswith("down_proj") else 4
+        ...     return QuantizationSpec(bits, group_size=128) if name.startswith("model.layers.0.") else None
+        >>> mlp = quantize(model, grid).model.layers[0].mlp
+        >>> mlp.up_proj.spec.bits, mlp.down_proj.spec.bits, type(model.model.layers[1].mlp.up_proj).__name__
+        (4, 8, 'Linear')
+
     Chapter: overview, quantization/post_training
     """
     grids = check(model, spec, method=method, activations=activations, calibration=calibration)
@@ -124,6 +132,12 @@ def check(
     Warns:
         CalibrationWarning: fewer calibration tokens than a layer has inputs.
 
+    Example:
+        >>> from reference.models import tutorial
+        >>> grids = check(tutorial.load(), QuantizationSpec(4, group_size=128))
+        >>> len(grids), grids["model.layers.0.mlp.up_proj"].bits  # seven layers in each of six blocks
+        (42, 4)
+
     Chapter: none (checks)
     """
     if method not in METHODS:
@@ -147,15 +161,8 @@ def check(
     grids = {name: grid for name, _, grid in chosen if grid is not None}
     if not grids:
         raise ValueError(f"spec leaves all {len(chosen)} linear layers in float; there is nothing to do")
-    tokens = sum(ids.numel() for ids in calibration or [])
-    widest, linear = max(((name, linear) for name, linear, _ in chosen), key=lambda pair: pair[1].in_features)
-    if method.endswith("gptq") and tokens < linear.in_features:
-        warnings.warn(
-            f"calibration has {tokens} tokens, fewer than the {linear.in_features} inputs of {widest}: its Hessian is "
-            "singular, and damping decides the directions that no token shows. Ten tokens an input are usual",
-            CalibrationWarning,
-            stacklevel=3,
-        )
+    if method.endswith("gptq"):
+        warn_of_few_tokens(calibration, {name: linear for name, linear, _ in chosen})
     return grids
 
 

@@ -6,12 +6,12 @@ Writes ``book/data/bits_and_groups.json``, which the widget of the chapter on tr
 is not quantised is counted in bfloat16.
 """
 
-import datetime
 import json
 import platform
 import sys
 from pathlib import Path
 
+import recording
 import torch
 
 from reference import trade_offs
@@ -66,18 +66,14 @@ def main() -> None:
             atomic_write(PARTIAL, json.dumps(partial).encode())
             sys.stderr.write(f"{key}: {partial[key]}\n")
     rows = {str(b): {str(g or "row"): partial[f"{b}/{g}"] for g in GROUPS} for b in BITS}
-    result = {
-        "name": "bits_and_groups",
-        "what": "Bits times group size, rounded to nearest: bytes, bits per byte and divergence of the shipped model",
-        "values": {"float": partial["None/None"], "grids": rows, "tokens": TOKENS},
-        "command": "python studies/bits_and_groups.py",
-        "device": f"{platform.processor() or platform.machine()}, one thread",
-        "date": datetime.date.today().isoformat(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "seed": 0,
-        "cheap": False,
-    }
-    atomic_write(RESULT, (json.dumps(result, indent=1) + "\n").encode())
+    recording.write(
+        RESULT,
+        what="Bits times group size, rounded to nearest: bytes, bits per byte and divergence of the shipped model",
+        values={"float": partial["None/None"], "grids": rows, "tokens": TOKENS},
+        command="python studies/bits_and_groups.py",
+        device=f"{platform.processor() or platform.machine()}, one thread",
+        seed=0,
+    )
 
 
 if __name__ == "__main__":

@@ -7,23 +7,21 @@ goes on with what is missing.
 """
 
 import copy
-import datetime
 import itertools
 import json
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import recording
 import torch
 from torch import nn
 
 from reference.coding import deep_compression as pipeline
 from reference.data import digits
 from reference.evaluation import accuracy
-from reference.files import atomic_write
 from reference.models.vision import LeNet5, LeNet300
 from reference.training import fit, trapezoid
 
@@ -109,19 +107,15 @@ def main() -> None:
 
 
 def write(values: dict) -> None:
-    record = {
-        "name": RESULT.stem,
-        "what": "LeNet-300-100 and LeNet-5 on the digits stand-in: accuracy on 4,000 test images after each stage of "
+    recording.write(
+        RESULT,
+        what="LeNet-300-100 and LeNet-5 on the digits stand-in: accuracy on 4,000 test images after each stage of "
         "Deep Compression, bytes of the container by purpose, three seeds",
-        "values": values,
-        "command": "python studies/deep_compression.py",
-        "device": f"{platform.machine()} CPU, one thread",
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "seed": list(SEEDS),
-        "cheap": False,
-    }
-    atomic_write(RESULT, (json.dumps(record, indent=1) + "\n").encode())
+        values=values,
+        command="python studies/deep_compression.py",
+        device=recording.ONE_THREAD,
+        seed=list(SEEDS),
+    )
 
 
 if __name__ == "__main__":

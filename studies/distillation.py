@@ -11,7 +11,6 @@ measures what serving each teacher costs and what cascades of the students give,
 """
 
 import argparse
-import datetime
 import functools
 import json
 import math
@@ -22,8 +21,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import recording
 import torch
-import transformers
 from distillation_measures import cascades, serving
 from distillation_runs import JUDGED, SEEDS, TEACHERS, Run, runs
 from safetensors.torch import load_file, save_file
@@ -213,20 +212,16 @@ def collect(options: argparse.Namespace) -> None:
     }
     for one in results.values():
         one["run"] = {k: v for k, v in one["run"].items() if k != "name"}
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
-                "transformers": transformers.__version__}  # fmt: skip
-    atomic_write(options.collect, (json.dumps({
-        "name": "distillation",
-        "what": "Students of three blocks taught by the shipped model in float, quantised and pruned, three seeds; what "
-                "serving each teacher costs; cascades of students",
-        "values": {"runs": results, **measured, "tokens_a_step": BATCH * LENGTH},
-        "command": "python studies/distillation.py --results RESULTS --collect book/data/distillation.json",
-        "device": f"{platform.machine()}, one core",
-        "date": datetime.date.today().isoformat(),
-        "versions": versions,
-        "seed": list(SEEDS),
-        "cheap": False,
-    }, indent=1) + "\n").encode())  # fmt: skip
+    recording.write(
+        options.collect,
+        what="Students of three blocks taught by the shipped model in float, quantised and pruned, three seeds; what "
+        "serving each teacher costs; cascades of students",
+        values={"runs": results, **measured, "tokens_a_step": BATCH * LENGTH},
+        command="python studies/distillation.py --results RESULTS --collect book/data/distillation.json",
+        device=f"{platform.machine()}, one core",
+        seed=list(SEEDS),
+        packages=("numpy", "transformers"),
+    )
 
 
 if __name__ == "__main__":

@@ -9,18 +9,12 @@ Writes ``book/data/dynamic.json`` and ``reference/dynamic/trained.safetensors`` 
 """
 
 import argparse
-import datetime
 import json
 import platform
 from pathlib import Path
 
-import scipy
-import sklearn
-import torch
-import transformers
+import recording
 from safetensors.torch import load_file, save_file
-
-from reference.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -50,24 +44,20 @@ def main() -> None:
         value["layers_of_bits"] = {str(b): chosen.count(b) for b in sorted(set(chosen))}
     tables = bits["tables"]
     tables.pop("shuffled")
-    record = {
-        "name": "dynamic",
-        "what": "Bits by layer under a byte budget; exit heads on the topics task; token skipping after training; losses "
+    recording.write(
+        ROOT / "book/data/dynamic.json",
+        what="Bits by layer under a byte budget; exit heads on the topics task; token skipping after training; losses "
         "of two models on requests",
-        "values": rounded({
+        values=rounded({
             "bits": {"tables": tables, "seconds": bits["seconds"], "additivity": bits["additivity"],
                      "allocations": allocations},
             "exits": exits, "tokens": runs, "models": student,
         }),
-        "command": "python studies/dynamic.py --results RESULTS",
-        "device": f"{platform.machine()} CPU, one core",
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "scipy": scipy.__version__,
-                     "transformers": transformers.__version__, "scikit-learn": sklearn.__version__},
-        "seed": sorted({run["seed"] for run in runs.values()}),
-        "cheap": False,
-    }  # fmt: skip
-    atomic_write(ROOT / "book/data/dynamic.json", (json.dumps(record, indent=1) + "\n").encode())
+        command="python studies/dynamic.py --results RESULTS",
+        device=f"{platform.machine()} CPU, one core",
+        seed=sorted({run["seed"] for run in runs.values()}),
+        packages=("scipy", "transformers", "scikit-learn"),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

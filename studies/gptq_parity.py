@@ -6,15 +6,12 @@ Writes ``book/data/gptq_parity.json``: for each of the 27 recorded configuration
 equal codes, and the squared error of the layer's output over that of the authors' codes.
 """
 
-import datetime
 import json
-import platform
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from reference.files import atomic_write
 from reference.quantization import gptq
 from reference.quantization.grid import QuantizationSpec
 
@@ -75,21 +72,20 @@ def values() -> dict[str, dict]:
 
 
 def main() -> None:
-    record = {
-        "name": RESULT.stem,
-        "what": "Our GPTQ against the codes of the authors' class, 27 configurations of two layers",
-        "values": values(),
-        "command": "python studies/gptq_parity.py",
-        "device": f"{platform.machine()} CPU, one thread",
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "seed": 0,
-        "cheap": True,
-        "check": "studies.gptq_parity.values",
-        "tolerance": 0.01,
-        "notes": "The inputs and the authors' codes are in `tests/parity`; another BLAS may move codes that lie on a tie.",
-    }
-    atomic_write(RESULT, (json.dumps(record, indent=1) + "\n").encode())
+    import recording  # a test imports this module for its values, from another folder
+
+    recording.write(
+        RESULT,
+        what="Our GPTQ against the codes of the authors' class, 27 configurations of two layers",
+        values=values(),
+        command="python studies/gptq_parity.py",
+        device=recording.ONE_THREAD,
+        seed=0,
+        cheap=True,
+        check="studies.gptq_parity.values",
+        tolerance=0.01,
+        notes="The inputs and the authors' codes are in `tests/parity`; another BLAS may move codes that lie on a tie.",
+    )
 
 
 if __name__ == "__main__":

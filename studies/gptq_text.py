@@ -6,20 +6,17 @@ Writes ``book/data/gptq_text.json``: extra bits per byte of the shipped model, o
 """
 
 import copy
-import datetime
-import json
 import math
-import platform
 import sys
 import warnings
 from pathlib import Path
 
+import recording
 import torch
 
 from reference import evaluation, workflow
 from reference.calibration import batches
 from reference.data import text
-from reference.files import atomic_write
 from reference.models import tutorial
 from reference.models.families import block_linears
 from reference.quantization import CalibrationWarning, gptq
@@ -112,20 +109,16 @@ def main() -> None:
                 for measured, value in method(spec, mixed).items():
                     found.setdefault(measured, []).append(value)
             sys.stderr.write(f"{bits} bits, draw {seed}\n")
-    record = {
-        "name": RESULT.stem,
-        "what": f"Extra bits per byte of the shipped model after GPTQ, symmetric, groups of {GROUP}, act-order with static "
+    recording.write(
+        RESULT,
+        what=f"Extra bits per byte of the shipped model after GPTQ, symmetric, groups of {GROUP}, act-order with static "
         f"groups, on {COUNT} windows of {WINDOW} tokens a domain: `calibration`, 3 bits, by domain and number of "
         f"calibration sequences; `inputs`, half-and-half text, Hessians of the model as quantised so far or of the original",
-        "values": values,
-        "command": "python studies/gptq_text.py",
-        "device": f"{platform.machine()} CPU, one thread",
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "seed": list(INPUT_SEEDS),
-        "cheap": False,
-    }
-    atomic_write(RESULT, (json.dumps(record, indent=1) + "\n").encode())
+        values=values,
+        command="python studies/gptq_text.py",
+        device=recording.ONE_THREAD,
+        seed=list(INPUT_SEEDS),
+    )
 
 
 if __name__ == "__main__":

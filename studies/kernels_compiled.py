@@ -16,9 +16,7 @@ not run: that it gives right numbers there is not shown.
 
 import argparse
 import concurrent.futures
-import datetime
 import importlib
-import json
 import multiprocessing
 import os
 import platform
@@ -29,9 +27,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
+import recording
 
-from reference.files import atomic_write
 from reference.hardware.occupancy import occupancy
 
 ROOT = Path(__file__).parents[1]
@@ -128,7 +125,6 @@ def main() -> None:
         sys.exit("TRITON_INTERPRET is 1: unset it, an interpreted kernel cannot be compiled")
     os.environ["TRITON_CACHE_DIR"] = tempfile.mkdtemp()
     sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "kernels")]
-    import triton
 
     tool = importlib.import_module("ahead_of_time")
     VARIANTS.extend(tool.variants())
@@ -138,20 +134,17 @@ def main() -> None:
         there = pool.map(everywhere, range(len(VARIANTS)))
         rows = [row(found) for several in here for found in several]
         elsewhere = {variant.name: found for variant, found in zip(VARIANTS, there, strict=True)}
-    result = {
-        "name": "kernels_compiled",
-        "what": "Machine code of every kernel and tuned setting, compiled ahead of time for compute capabilities 8.0 and "
+    recording.write(
+        RESULT,
+        what="Machine code of every kernel and tuned setting, compiled ahead of time for compute capabilities 8.0 and "
         "9.0; how many programs a multiprocessor holds: the least of its warps, blocks, registers (256 at a time "
         "to a warp) and shared memory (1 KiB more than asked for) over a program's (CUDA C++ programming guide)",
-        "values": {"rows": rows, "elsewhere": elsewhere},
-        "command": "python studies/kernels_compiled.py",
-        "device": f"no GPU: {platform.machine()}",
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "triton": triton.__version__},
-        "seed": 0,
-        "cheap": False,
-    }
-    atomic_write(RESULT, (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
+        values={"rows": rows, "elsewhere": elsewhere},
+        command="python studies/kernels_compiled.py",
+        device=f"no GPU: {platform.machine()}",
+        seed=0,
+        packages=("triton",),
+    )
     print(f"{len(rows)} rows, {len(elsewhere)} variants elsewhere")
 
 

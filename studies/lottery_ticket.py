@@ -8,10 +8,7 @@ Writes ``book/data/lottery_ticket.json`` after each job; masks and weights that 
 """
 
 import argparse
-import datetime
-import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -21,11 +18,11 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import recording
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from reference.files import atomic_write
 from reference.models.vision import LeNet300
 from reference.pruning import connectivity, lottery_ticket
 from reference.pruning import parallel_training as parallel
@@ -198,10 +195,7 @@ def main() -> None:
         "steps": task.STEPS, "batch": task.BATCH, "rate": task.RATE, "fractions": task.FRACTIONS, "global": GLOBAL,
         "rounds": ROUNDS, "fewer": FEWER, "controls": list(CONTROLS), "rewind": REWIND, "drop": DROP, "every": 25,
     }  # fmt: skip
-    values: dict = {"settings": settings, "results": {}, "seconds": {}}
-    if RESULT.exists():
-        before = json.loads(RESULT.read_text())["values"]
-        values = before if before["settings"] == settings else values
+    values = recording.resumed(RESULT, settings)
     for name, job in jobs(task.data(), values["results"]).items():
         if name in values["results"] or left == 0:
             continue
@@ -214,19 +208,16 @@ def main() -> None:
 
 
 def write(values: dict) -> None:
-    record = {
-        "name": RESULT.stem,
-        "what": "Winning tickets of LeNet-300-100 on the digits stand-in beside their controls, rewinding, and errors on "
+    recording.write(
+        RESULT,
+        what="Winning tickets of LeNet-300-100 on the digits stand-in beside their controls, rewinding, and errors on "
         "the line between two trainings: five seeds, 4,000 test images",
-        "values": values,
-        "command": "python studies/lottery_ticket.py",
-        "device": f"{platform.machine()} CPU, one thread",
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "seed": list(SEEDS),
-        "cheap": False,
-    }
-    atomic_write(RESULT, (json.dumps(record, separators=(",", ":")) + "\n").encode())
+        values=values,
+        command="python studies/lottery_ticket.py",
+        device=recording.ONE_THREAD,
+        seed=list(SEEDS),
+        indent=None,
+    )
 
 
 if __name__ == "__main__":

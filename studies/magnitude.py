@@ -6,17 +6,14 @@ Writes ``book/data/magnitude.json``.
 """
 
 import copy
-import datetime
-import json
-import platform
 import sys
 from pathlib import Path
 
+import recording
 import torch
 
 from reference.data import digits
 from reference.evaluation import accuracy
-from reference.files import atomic_write
 from reference.models.vision import LeNet5
 from reference.pruning import magnitude, schedules
 from reference.pruning.masks import Masks
@@ -84,20 +81,16 @@ def main() -> None:
                     retrain(model, sparsity, seed, gradually=label == "gradually")
                 values[label].setdefault(str(sparsity), []).append(accuracy(model, *TEST))
             sys.stderr.write(f"{sparsity}: {[values[k][str(sparsity)][-1] for k in list(values)[1:]]}\n")
-    record = {
-        "name": RESULT.stem,
-        "what": "Accuracy of LeNet-5 on the test images of the digits, one number a seed: dense, and pruned by global "
+    recording.write(
+        RESULT,
+        what="Accuracy of LeNet-5 on the test images of the digits, one number a seed: dense, and pruned by global "
         f"magnitude at each sparsity, without retraining, retrained for {EPOCHS} epochs, and pruned gradually (cubic) "
         "during the same number of epochs",
-        "values": values,
-        "command": "python studies/magnitude.py",
-        "device": f"{platform.machine()} CPU, one thread",
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "seed": list(SEEDS),
-        "cheap": False,
-    }
-    atomic_write(RESULT, (json.dumps(record, indent=1) + "\n").encode())
+        values=values,
+        command="python studies/magnitude.py",
+        device=recording.ONE_THREAD,
+        seed=list(SEEDS),
+    )
 
 
 if __name__ == "__main__":

@@ -13,15 +13,14 @@ Seconds are those of the processor.
 
 import argparse
 import copy
-import datetime
 import json
-import platform
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+import recording
 import torch
 from model_updates_scratch import scratch
 from safetensors.torch import load_file, save_file
@@ -484,21 +483,17 @@ def main() -> None:
     options.tokens = [tensors[name].numpy() for name in DOMAINS]
     values = dict(parts(options))
     if options.collect:
-        record = {
-            "name": "model_updates",
-            "what": "Compression of version 2 of the shipped model with what was found on version 1 and anew: bits per "
+        recording.write(
+            options.collect,
+            what="Compression of version 2 of the shipped model with what was found on version 1 and anew: bits per "
             "byte, divergence from version 2 and the processor's seconds; and small models that were trained with "
             "compression in mind",
-            "values": rounded_numbers(values),
-            "command": "python studies/model_updates.py --payload PAYLOAD --work WORK --collect "
+            values=rounded_numbers(values),
+            command="python studies/model_updates.py --payload PAYLOAD --work WORK --collect "
             "book/data/model_updates.json",
-            "device": f"{platform.machine()} CPU, one thread",
-            "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-            "seed": 0,
-            "cheap": False,
-        }
-        atomic_write(options.collect, (json.dumps(record, indent=1) + "\n").encode())
+            device=recording.ONE_THREAD,
+            seed=0,
+        )
 
 
 if __name__ == "__main__":

@@ -6,18 +6,16 @@ Fine-tunes with all weights kept while scores are learned, then removes a share 
 training after it, and measures the loss on test passages. Writes ``book/data/movement_first_cut.json``.
 """
 
-import datetime
 import json
 import platform
 from pathlib import Path
 
+import recording
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.nn import functional
 
 from reference.data import topics
-from reference.files import atomic_write
 from reference.models import minilm
 from reference.models.families import block_linears
 from reference.pruning import movement, score_masks
@@ -81,16 +79,13 @@ gone = torch.cat([before[n].abs()[score_masks.topk_mask(orders["lowest scores"](
 size_of_gone = float(gone.mean() / torch.cat([w.abs().flatten() for w in before.values()]).mean())
 values = {"steps": STEPS, "kept": KEPT, "whole": round(whole, 4), "losses": losses,
           "mean_size_of_lowest_scores_to_all": round(size_of_gone, 4)}  # fmt: skip
-atomic_write(RESULT, (json.dumps({
-    "name": "movement_first_cut",
-    "what": "MiniLM after a warm-up on the topics: test loss in nats when a share of each matrix is removed at once",
-    "values": values,
-    "command": "python studies/movement_first_cut.py",
-    "device": f"{platform.machine()}, one core",
-    "date": datetime.date.today().isoformat(),
-    "versions": {"python": platform.python_version(), "torch": torch.__version__,
-                 "transformers": transformers.__version__},
-    "seed": SEED,
-    "cheap": False,
-}, indent=1) + "\n").encode())  # fmt: skip
+recording.write(
+    RESULT,
+    what="MiniLM after a warm-up on the topics: test loss in nats when a share of each matrix is removed at once",
+    values=values,
+    command="python studies/movement_first_cut.py",
+    device=f"{platform.machine()}, one core",
+    seed=SEED,
+    packages=("transformers",),
+)
 print(json.dumps(values, indent=1))

@@ -6,17 +6,16 @@ Writes ``book/data/movement_parity.json``: masks that are equal, largest differe
 schedules, and how far two training runs of 120 steps are from the recorded ones.
 """
 
-import datetime
 import json
 import platform
 from pathlib import Path
 
 import numpy as np
+import recording
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from reference.files import atomic_write
 from reference.pruning import movement, score_masks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,15 +121,13 @@ values = {
     "hard run": training("hard", "movement", 0.2, 0.0),
     "soft run": training("soft", "soft", 0.5, 2.0),
 }
-atomic_write(RESULT, (json.dumps({
-    "name": "movement_parity",
-    "what": "Our movement pruning against outputs of the authors' code: masks, layers, schedules, two training runs",
-    "values": values,
-    "command": "python studies/movement_parity.py",
-    "device": f"{platform.machine()}, one core",
-    "date": datetime.date.today().isoformat(),
-    "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-    "seed": 0,
-    "cheap": False,
-}, indent=1) + "\n").encode())  # fmt: skip
+recording.write(
+    RESULT,
+    what="Our movement pruning against outputs of the authors' code: masks, layers, schedules, two training runs",
+    values=values,
+    command="python studies/movement_parity.py",
+    device=f"{platform.machine()}, one core",
+    seed=0,
+    packages=("numpy",),
+)
 print(json.dumps(values, indent=1))

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
+import recording
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -205,20 +205,17 @@ def main() -> None:
             done[name] = task()
             atomic_write(options.payload / "one_shot.partial.json", json.dumps(done).encode())
             sys.stderr.write(f"{datetime.datetime.now():%H:%M:%S} {name}: {done[name]}\n")
-    record = {
-        "name": RESULT.stem,
-        "what": "Bits per byte of the shipped model after magnitude, Wanda and SparseGPT, by sparsity and pattern; jointly "
+    recording.write(
+        RESULT,
+        what="Bits per byte of the shipped model after magnitude, Wanda and SparseGPT, by sparsity and pattern; jointly "
         f"with quantisation (symmetric, groups of {GROUP}) against GPTQ alone; and after masked retraining. Calibrated on "
         f"{2 * SEQUENCES} sequences of {WINDOW} tokens, measured on {2 * COUNT} windows",
-        "values": collect(done, options.payload, options.seeds),
-        "command": f"python studies/one_shot.py --payload /tmp/payload --seeds {options.seeds}",
-        "device": f"{platform.machine()} CPU with AMX, one thread",
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        "seed": list(SEEDS[: options.seeds]),
-        "cheap": False,
-    }
-    atomic_write(RESULT, (json.dumps(record, indent=1) + "\n").encode())
+        values=collect(done, options.payload, options.seeds),
+        command=f"python studies/one_shot.py --payload /tmp/payload --seeds {options.seeds}",
+        device=f"{platform.machine()} CPU with AMX, one thread",
+        seed=list(SEEDS[: options.seeds]),
+        packages=("numpy",),
+    )
 
 
 if __name__ == "__main__":

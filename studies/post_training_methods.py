@@ -6,12 +6,11 @@ Writes ``book/data/post_training_methods.json``: bits per byte by bits, method, 
 one number for each seed of the calibration.
 """
 
-import datetime
 import json
-import platform
 import sys
 from pathlib import Path
 
+import recording
 import torch
 
 from reference import workflow
@@ -63,20 +62,16 @@ def main() -> None:
             })  # fmt: skip
         atomic_write(PARTIAL, json.dumps(rows).encode())
         sys.stderr.write(f"{method} {bits} {domain} {seed}: {rows[-2]['bits_per_byte']} {rows[-1]['bits_per_byte']}\n")
-    record = {
-        "name": RESULT.stem,
-        "what": "Bits per byte of the shipped model after round to nearest, GPTQ, AWQ and SmoothQuant with GPTQ, "
+    recording.write(
+        RESULT,
+        what="Bits per byte of the shipped model after round to nearest, GPTQ, AWQ and SmoothQuant with GPTQ, "
         f"symmetric, groups of {GROUP}, calibrated on {SEQUENCES} sequences of {LENGTH} tokens, "
         f"measured on {TOKENS:,} tokens",
-        "values": _by_setting(rows),
-        "command": "python studies/post_training_methods.py",
-        "device": f"{platform.machine()} CPU, one thread",
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "seed": list(SEEDS),
-        "cheap": False,
-    }
-    atomic_write(RESULT, (json.dumps(record, indent=1) + "\n").encode())
+        values=_by_setting(rows),
+        command="python studies/post_training_methods.py",
+        device=recording.ONE_THREAD,
+        seed=list(SEEDS),
+    )
 
 
 def _by_setting(rows: list[dict]) -> dict:

@@ -15,7 +15,6 @@ and its loss curve beside it:
 """
 
 import argparse
-import datetime
 import fcntl
 import functools
 import itertools
@@ -32,6 +31,7 @@ from threading import BrokenBarrierError
 from typing import Any
 
 import numpy as np
+import recording
 import torch
 from accelerate import Accelerator
 from quantization_aware_runs import SWEEP, Run, runs, sweep_name
@@ -461,20 +461,16 @@ def collect(options: argparse.Namespace) -> None:
     if best in values:
         values = {"2_bits_g128": values[best], **values}
     exact = _rounded(json.loads((options.results / "float.measured").read_text()))
-    record = {
-        "name": "quantization_aware",
-        "what": "Bits per byte of the shipped model on the whole held-out text before and after training under "
+    recording.write(
+        options.collect,
+        what="Bits per byte of the shipped model on the whole held-out text before and after training under "
         "quantisation, by run; 'before' is what the solver that it starts from gives",
-        "values": {"float": exact, "runs": values},
-        "command": f"python studies/quantization_aware.py --payload PAYLOAD --results RESULTS --processes "
+        values={"float": exact, "runs": values},
+        command=f"python studies/quantization_aware.py --payload PAYLOAD --results RESULTS --processes "
         f"{options.processes} --solvers {options.solvers} --batch {options.batch} --time-limit {options.time_limit:g}",
-        "device": device_name(),
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "seed": sorted({value["run"]["seed"] for value in values.values()}),
-        "cheap": False,
-    }
-    atomic_write(options.collect, (json.dumps(record, indent=1) + "\n").encode())
+        device=device_name(),
+        seed=sorted({value["run"]["seed"] for value in values.values()}),
+    )
 
 
 def _rounded(value: object) -> object:

@@ -8,15 +8,14 @@ processor are what to compare: other jobs on the machine hardly change them. Wri
 """
 
 import argparse
-import datetime
 import json
 import os
 import platform
 import tempfile
 from pathlib import Path
 
+import recording
 import torch
-import transformers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from reference import checkpoint, workflow
@@ -104,19 +103,15 @@ def main() -> None:
                 modes[mode] = one(folder, packed, batching, work)
                 atomic_write(state, json.dumps(found).encode())
                 print(name, packed, mode, modes[mode], flush=True)
-    record = {
-        "name": "serving",
-        "what": "transformers serve with float and quantised checkpoints: seconds, tokens per second, bytes",
-        "values": {"servers": found, "disk": sizes, "prompt": PROMPT, "few": FEW, "tokens": TOKENS, "wide": WIDE},
-        "command": "python studies/serving.py",
-        "device": f"{platform.machine()}, {os.cpu_count()} cores shared with other jobs, one thread",
-        "date": datetime.date.today().isoformat(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__,
-                     "transformers": transformers.__version__},
-        "seed": 0,
-        "cheap": False,
-    }  # fmt: skip
-    atomic_write(RESULT, (json.dumps(record, indent=1) + "\n").encode())
+    recording.write(
+        RESULT,
+        what="transformers serve with float and quantised checkpoints: seconds, tokens per second, bytes",
+        values={"servers": found, "disk": sizes, "prompt": PROMPT, "few": FEW, "tokens": TOKENS, "wide": WIDE},
+        command="python studies/serving.py",
+        device=f"{platform.machine()}, {os.cpu_count()} cores shared with other jobs, one thread",
+        seed=0,
+        packages=("transformers",),
+    )
     print("wrote", RESULT)
 
 

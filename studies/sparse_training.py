@@ -9,11 +9,9 @@ LeNet-300-100 on the task of ``studies/lottery_ticket.py``, five seeds, at the t
 """
 
 import argparse
-import datetime
 import itertools
 import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,12 +19,12 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import recording
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from reference.files import atomic_write
 from reference.models.vision import LeNet300, SmallResNet
 from reference.pruning import architecture, densities, early_bird, lottery_ticket, sparse_training, training_cost
 from reference.pruning import parallel_training as parallel
@@ -406,10 +404,7 @@ def main() -> None:
         "targets": list(TARGETS), "long": LONG, "every": EVERY, "until": UNTIL, "fraction": FRACTION,
         "scored": SCORED, "epoch": EPOCH, "draws": list(DRAWS), "resnet": RESNET_EPOCHS,
     }  # fmt: skip
-    values: dict = {"settings": settings, "results": {}, "seconds": {}}
-    if RESULT.exists():
-        before = json.loads(RESULT.read_text())["values"]
-        values = before if before["settings"] == settings else values
+    values = recording.resumed(RESULT, settings)
     for name, job in jobs(task.data()).items():
         if name in values["results"] or left == 0:
             continue
@@ -422,19 +417,16 @@ def main() -> None:
 
 
 def write(values: dict) -> None:
-    record = {
-        "name": RESULT.stem,
-        "what": "LeNet-300-100 on the digits stand-in, sparse from scratch (SNIP, SET, RigL, static masks), small dense "
+    recording.write(
+        RESULT,
+        what="LeNet-300-100 on the digits stand-in, sparse from scratch (SNIP, SET, RigL, static masks), small dense "
         "networks and masks drawn early, beside the ticket with as many weights: five seeds, 4,000 test images",
-        "values": values,
-        "command": "python studies/sparse_training.py",
-        "device": f"{platform.machine()} CPU, one thread",
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "seed": list(SEEDS),
-        "cheap": False,
-    }
-    atomic_write(RESULT, (json.dumps(record, separators=(",", ":")) + "\n").encode())
+        values=values,
+        command="python studies/sparse_training.py",
+        device=recording.ONE_THREAD,
+        seed=list(SEEDS),
+        indent=None,
+    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ another split are removed from the larger split, and repeated passages are kept 
 """
 
 import argparse
-import datetime
 import hashlib
 import json
 import lzma
@@ -22,10 +21,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import recording
 from tutorial_corpus import documentation_files
 
 from reference.data import topics
-from reference.files import atomic_write
 
 RESULT = Path(__file__).resolve().parents[1] / "book/data/topics.json"
 
@@ -204,23 +203,18 @@ def baselines() -> dict:
 
 
 def record() -> None:
-    import sklearn
-    import torch
 
     values = baselines()
-    atomic_write(RESULT, (json.dumps({
-        "name": RESULT.stem,
-        "what": "The topics task: passages by split and topic, and accuracy on test passages of the largest topic, of "
+    recording.write(
+        RESULT,
+        what="The topics task: passages by split and topic, and accuracy on test passages of the largest topic, of "
         "tf-idf of words and pairs of words with logistic regression, and of the latter on MiniLM's embeddings",
-        "values": values,
-        "command": "python studies/topics.py --baselines",
-        "device": f"{platform.machine()} CPU",
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__,
-                     "scikit-learn": sklearn.__version__},
-        "seed": 0,
-        "cheap": False,
-    }, indent=1) + "\n").encode())  # fmt: skip
+        values=values,
+        command="python studies/topics.py --baselines",
+        device=f"{platform.machine()} CPU",
+        seed=0,
+        packages=("scikit-learn",),
+    )
     print(values)
 
 

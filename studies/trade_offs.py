@@ -8,13 +8,12 @@ with all that is not quantised in bfloat16, and the speed of a decoding step rel
 """
 
 import argparse
-import datetime
 import json
-import platform
 import sys
 import time
 from pathlib import Path
 
+import recording
 import torch
 
 from reference import trade_offs
@@ -123,21 +122,17 @@ def collect(partial: dict, bytes_of: dict, speeds: dict) -> None:
                 mine[measure].setdefault(domain, []).append(round(value, 5))
         mine |= bytes_of[name, method.startswith("rotation")]
         assert mine["bytes_linear"] == row["bytes_linear"]
-    record = {
-        "name": RESULT.stem,
-        "what": "The shipped model quantised by every setting and method: bits per byte and divergence on "
+    recording.write(
+        RESULT,
+        what="The shipped model quantised by every setting and method: bits per byte and divergence on "
         f"{TOKENS:,} tokens of each domain, calibrated on {SEQUENCES} sequences of {LENGTH} tokens of both, a number "
         "for each draw (AWQ: one); bytes on disk and in memory, all that is not quantised in bfloat16; speed of a "
         "decoding step relative to float32 in one run",
-        "values": {"float": original, "settings": rows, "speed": speeds},
-        "command": "python studies/trade_offs.py && python studies/trade_offs.py --timing",
-        "device": f"{platform.machine()} CPU, one thread",
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "seed": list(SEEDS),
-        "cheap": False,
-    }
-    atomic_write(RESULT, (json.dumps(record, indent=1) + "\n").encode())
+        values={"float": original, "settings": rows, "speed": speeds},
+        command="python studies/trade_offs.py && python studies/trade_offs.py --timing",
+        device=recording.ONE_THREAD,
+        seed=list(SEEDS),
+    )
 
 
 def main() -> None:

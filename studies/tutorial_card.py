@@ -7,15 +7,13 @@ needs the training text and the loss curve of ``tutorial_model.py``; writes
 """
 
 import argparse
-import datetime
 import json
 import lzma
 import math
-import platform
 from pathlib import Path
 
+import recording
 import torch
-import transformers
 from ngram import Ngram
 
 from reference import workflow
@@ -160,10 +158,10 @@ def main() -> None:
                 row |= {f"nats_{d}": (row[d] - base[d]) * nats[d] for d in text.DOMAINS}
                 quantised.setdefault(kind, {}).setdefault(str(bits), {})[grouping] = row
                 print(kind, bits, grouping, row, flush=True)
-    record = {
-        "name": "tutorial_model",
-        "what": "The shipped model: bits per byte, baselines, cost of round to nearest, loss curve",
-        "values": {
+    record = recording.write(
+        DATA,
+        what="The shipped model: bits per byte, baselines, cost of round to nearest, loss curve",
+        values={
             "parameters": sum(p.numel() for p in model.parameters()),
             "file_bytes": (tutorial.PATH / "model.safetensors").stat().st_size,
             "steps": curve[-1]["step"],
@@ -175,18 +173,11 @@ def main() -> None:
             "round_to_nearest": quantised,
             "curve": [{"tokens": row["tokens"], "loss": round(row["loss"], 4)} for row in curve],
         },
-        "command": f"python studies/tutorial_card.py --work {options.work} --run {options.run}",
-        "device": f"{processor()}, 2 cores, no GPU",
-        "date": datetime.date.today().isoformat(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "seed": 0,
-        "cheap": False,
-    }
-    atomic_write(DATA, (json.dumps(record, indent=1) + "\n").encode())
+        command=f"python studies/tutorial_card.py --work {options.work} --run {options.run}",
+        device=f"{processor()}, 2 cores, no GPU",
+        seed=0,
+        packages=("transformers",),
+    )
     atomic_write(tutorial.PATH / "README.md", card(record["values"], record).encode())
 
 

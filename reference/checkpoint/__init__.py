@@ -53,6 +53,19 @@ def save(
         FileExistsError: the folder holds something.
         OSError: the disk is full or not writable; nothing is left behind.
 
+    Example:
+        >>> import tempfile
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> from reference import evaluation, workflow
+        >>> from reference.quantization.grid import QuantizationSpec
+        >>> config = LlamaConfig(
+        ...     hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=64)
+        >>> model = workflow.quantize(LlamaForCausalLM(config), QuantizationSpec(4, group_size=32))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(model, folder)
+        ...     evaluation.size_on_disk(folder)["weights"]  # 10,240 weights of 4 bits
+        5120
+
     Chapter: quantization/post_training
     """
     if format not in FORMATS:
@@ -126,6 +139,18 @@ def load(directory: str | os.PathLike, *, dtype: torch.dtype | None = None) -> P
     Raises:
         ValueError: the folder is no checkpoint, is incomplete or damaged, or has a format not known here.
 
+    Example:
+        >>> import tempfile
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(
+        ...     hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=64)
+        >>> model = LlamaForCausalLM(config)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(model, folder)
+        ...     again = load(folder)
+        >>> torch.equal(again.lm_head.weight, model.lm_head.weight)
+        True
+
     Chapter: quantization/post_training
     """
     folder = Path(directory)
@@ -160,6 +185,13 @@ def reader(configuration: dict) -> awq.Reader | compressed_tensors.Reader | gptq
 
     Raises:
         ValueError: a format that is not known here, or a variant of one.
+
+    Example:
+        >>> layers = reader({"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True})
+        >>> layers.spec("model.layers.0.mlp.up_proj", {"qweight"}).group_size
+        128
+        >>> layers.spec("lm_head", {"weight"}) is None  # in float: it has no qweight
+        True
 
     Chapter: none (file format)
     """

@@ -32,6 +32,13 @@ def configuration(layers: dict[str, nn.Module], float_linears: list[str]) -> dic
     Raises:
         ValueError: a layer that the format cannot hold, or group sizes that differ, named.
 
+    Example:
+        >>> from reference.quantization.round_to_nearest import quantize_layer
+        >>> layer = QuantizedLinear(quantize_layer(torch.ones(8, 32), QuantizationSpec(4, group_size=32)))
+        >>> found = configuration({"up_proj": layer}, ["lm_head"])
+        >>> found["version"], found["group_size"], found["modules_to_not_convert"]
+        ('gemm', 32, ['lm_head'])
+
     Chapter: none (file format)
     """
     sizes = {name: _weight(layer, name).spec.group_size or -1 for name, layer in layers.items()}
@@ -74,6 +81,10 @@ def _weight(layer: nn.Module, name: str) -> QuantizedTensor:
 def interleave(values: Tensor) -> Tensor:
     """Codes ``[rows, out]``, each below 16, as words ``[rows, out / 8]`` in the format's order.
 
+    Example:
+        >>> hex(interleave(torch.arange(8, dtype=torch.uint8)[None]).item())  # even codes from the right, then odd
+        '0x75316420'
+
     Chapter: none (file format)
     """
     rows, columns = values.shape
@@ -82,6 +93,10 @@ def interleave(values: Tensor) -> Tensor:
 
 def deinterleave(words: Tensor, columns: int) -> Tensor:
     """Undo :func:`interleave`: uint8 ``[rows, columns]``.
+
+    Example:
+        >>> deinterleave(torch.tensor([[0x75316420]], dtype=torch.int32), 8)
+        tensor([[0, 1, 2, 3, 4, 5, 6, 7]], dtype=torch.uint8)
 
     Chapter: none (file format)
     """
@@ -94,6 +109,12 @@ def tensors(layer: nn.Module, name: str, configuration: dict) -> dict[str, Tenso
 
     Raises:
         ValueError: the layer does not fit the format, by name.
+
+    Example:
+        >>> from reference.quantization.round_to_nearest import quantize_layer
+        >>> layer = QuantizedLinear(quantize_layer(torch.ones(16, 32), QuantizationSpec(4, group_size=32)))
+        >>> {suffix: tuple(t.shape) for suffix, t in tensors(layer, "up_proj", {}).items()}  # inputs come first
+        {'qweight': (32, 2), 'qzeros': (1, 2), 'scales': (1, 16)}
 
     Chapter: none (file format)
     """
@@ -116,6 +137,14 @@ class Reader:
 
     Raises:
         ValueError: not 4 bits with zero points in the gemm version.
+
+    Example:
+        >>> from reference.quantization.round_to_nearest import quantize_layer
+        >>> layer = QuantizedLinear(quantize_layer(torch.eye(8, 32), QuantizationSpec(4, group_size=32)))
+        >>> stored = {f"up_proj.{suffix}": tensor for suffix, tensor in tensors(layer, "up_proj", {}).items()}
+        >>> again = Reader({"bits": 4, "group_size": 32}).take(stored, "up_proj", nn.Linear(32, 8))
+        >>> torch.equal(again.tensor.codes, layer.tensor.codes), stored  # nothing is left over
+        (True, {})
 
     Chapter: none (file format)
     """

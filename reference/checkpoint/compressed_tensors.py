@@ -34,6 +34,13 @@ def configuration(layers: dict[str, nn.Module], float_linears: list[str]) -> dic
     Raises:
         ValueError: affine grids of several kinds in one model, which no CPU loader reads.
 
+    Example:
+        >>> from reference.quantization.round_to_nearest import quantize_layer
+        >>> layer = QuantizedLinear(quantize_layer(torch.ones(8, 32), QuantizationSpec(4, group_size=32)))
+        >>> found = configuration({"up_proj": layer}, ["lm_head"])
+        >>> found["format"], found["ignore"], found["config_groups"]["group_0"]["weights"]["num_bits"]
+        ('pack-quantized', ['lm_head'], 4)
+
     Chapter: none (file format)
     """
     by_grid: dict[tuple, list[str]] = {}
@@ -106,6 +113,12 @@ def tensors(layer: nn.Module, name: str, configuration: dict) -> dict[str, Tenso
     Raises:
         ValueError: the layer has a group index, or is affine per tensor: the format has neither.
 
+    Example:
+        >>> from reference.quantization.round_to_nearest import quantize_layer
+        >>> layer = QuantizedLinear(quantize_layer(torch.ones(8, 64), QuantizationSpec(4, group_size=32)))
+        >>> {suffix: tuple(t.shape) for suffix, t in tensors(layer, "up_proj", {}).items()}  # 64 codes in 8 words
+        {'weight_scale': (8, 2), 'weight_packed': (8, 8), 'weight_shape': (2,), 'weight_zero_point': (1, 2)}
+
     Chapter: none (file format)
     """
     assert isinstance(layer, QuantizedLinear | Int8Linear)
@@ -137,6 +150,14 @@ class Reader:
 
     Raises:
         ValueError: not weight-only integer ``pack-quantized`` compressed-tensors.
+
+    Example:
+        >>> from reference.quantization.round_to_nearest import quantize_layer
+        >>> layer = QuantizedLinear(quantize_layer(torch.eye(8, 64), QuantizationSpec(4, group_size=32)))
+        >>> stored = {f"up_proj.{suffix}": tensor for suffix, tensor in tensors(layer, "up_proj", {}).items()}
+        >>> again = Reader(configuration({"up_proj": layer}, [])).take(stored, "up_proj", nn.Linear(64, 8))
+        >>> torch.equal(again.tensor.codes, layer.tensor.codes), stored  # nothing is left over
+        (True, {})
 
     Chapter: none (file format)
     """

@@ -45,6 +45,13 @@ def configuration(layers: dict[str, nn.Module], float_linears: list[str]) -> dic
     Raises:
         ValueError: a layer that the format cannot hold, named.
 
+    Example:
+        >>> from reference.quantization.round_to_nearest import quantize_layer
+        >>> layer = QuantizedLinear(quantize_layer(torch.ones(32, 64), QuantizationSpec(4, symmetric=True)))
+        >>> found = configuration({"model.layers.0.mlp.up_proj": layer}, ["model.layers.0.mlp.down_proj", "lm_head"])
+        >>> found["bits"], found["group_size"], found["sym"], found["modules_in_block_to_quantize"]
+        (4, -1, True, [['mlp.up_proj']])
+
     Chapter: none (file format)
     """
     weights = {name: _weight(layer, name) for name, layer in layers.items()}
@@ -60,7 +67,7 @@ def configuration(layers: dict[str, nn.Module], float_linears: list[str]) -> dic
         "meta": {"quantizer": [f"model-compression-reference:{__version__}"]},
     }
     in_blocks = {_template(name).partition(r"\d+")[0] for name in layers if r"\d+" in _template(name)}
-    left_out = [name for name in float_linears if name.startswith(tuple(in_blocks))]
+    left_out = [name for name in float_linears if any(re.match(prefix, name) for prefix in in_blocks)]
     rules: dict[str, dict | None] = {name: grid for name, grid in grids.items() if tuple(grid.items()) != usual}
     rules |= dict.fromkeys(left_out)
     if rules:
@@ -133,6 +140,16 @@ def tensors(layer: nn.Module, name: str, configuration: dict) -> dict[str, Tenso
     Raises:
         ValueError: the layer does not fit the format, by name.
 
+    Example:
+        >>> from reference.quantization.round_to_nearest import quantize_layer
+        >>> spec = QuantizationSpec(4, symmetric=True, group_size=32)
+        >>> layer = QuantizedLinear(quantize_layer(torch.ones(32, 64), spec))
+        >>> found = tensors(layer, "up_proj", {"checkpoint_format": "gptq"})
+        >>> {suffix: tuple(tensor.shape) for suffix, tensor in found.items()}  # inputs come first
+        {'qweight': (8, 32), 'qzeros': (2, 4), 'scales': (2, 32), 'g_idx': (64,)}
+        >>> hex(found["qzeros"][0, 0].item())  # zero points of 8, stored less one
+        '0x77777777'
+
     Chapter: none (file format)
     """
     weight = _weight(layer, name)
@@ -165,6 +182,15 @@ class Reader:
 
     Raises:
         ValueError: bits or group size are missing, or the variant of the format is not known here.
+
+    Example:
+        >>> from reference.quantization.round_to_nearest import quantize_layer
+        >>> layer = QuantizedLinear(quantize_layer(torch.eye(32, 64), QuantizationSpec(4, group_size=32)))
+        >>> settings = configuration({"up_proj": layer}, [])
+        >>> stored = {f"up_proj.{suffix}": tensor for suffix, tensor in tensors(layer, "up_proj", settings).items()}
+        >>> again = Reader(settings).take(stored, "up_proj", nn.Linear(64, 32))
+        >>> torch.equal(again.tensor.codes, layer.tensor.codes), stored  # nothing is left over
+        (True, {})
 
     Chapter: none (file format)
     """

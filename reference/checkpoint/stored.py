@@ -10,6 +10,11 @@ def pop(stored: dict[str, Tensor], name: str, suffix: str) -> Tensor:
     Raises:
         ValueError: it is not there.
 
+    Example:
+        >>> stored = {"up_proj.scales": torch.ones(2), "up_proj.qweight": torch.zeros(2)}
+        >>> pop(stored, "up_proj", "scales"), list(stored)
+        (tensor([1., 1.]), ['up_proj.qweight'])
+
     Chapter: none (file format)
     """
     if f"{name}.{suffix}" not in stored:
@@ -22,6 +27,12 @@ def check(name: str, suffix: str, tensor: Tensor, shape: tuple[int, ...], *, flo
 
     Raises:
         ValueError: the tensor is otherwise, by name.
+
+    Example:
+        >>> check("up_proj", "scales", torch.ones(2, 1), (1, 2), floating=True)
+        Traceback (most recent call last):
+            ...
+        ValueError: up_proj.scales has shape (2, 1); it should be (1, 2)
 
     Chapter: none (file format)
     """
@@ -39,6 +50,14 @@ def float16_scale(scale: Tensor, name: str, format: str) -> Tensor:
 
     Raises:
         ValueError: a scale is no float16 number; the message says how to solve for float16 scales.
+
+    Example:
+        >>> float16_scale(torch.tensor([0.25], dtype=torch.bfloat16), "up_proj", "gptq")
+        tensor([0.2500], dtype=torch.float16)
+        >>> float16_scale(torch.tensor([2.0**-30], dtype=torch.bfloat16), "up_proj", "gptq")
+        Traceback (most recent call last):
+            ...
+        ValueError: up_proj has 1 scales of 1 that are no float16 numbers, ...
 
     Chapter: none (file format)
     """

@@ -27,6 +27,12 @@ LONGEST, MOST_BLOCKS = 24, 65_536
 class CorruptStream(ValueError):
     """The bytes are not those of a stream: cut off, altered, or made up.
 
+    Example:
+        >>> unpack(b"", alphabet=256, group=1)
+        Traceback (most recent call last):
+            ...
+        reference.coding.code_table.CorruptStream: the table names symbols outside the alphabet, or is cut off
+
     Chapter: none (an error)
     """
 
@@ -40,6 +46,11 @@ def pack(used: np.ndarray, lengths: np.ndarray) -> bytes:
 
     Returns:
         The bytes that `unpack` reads.
+
+    Example:
+        >>> table = pack(np.array([65, 66]), np.array([1, 1], np.uint8))  # the letters A and B, a bit each
+        >>> len(table), f"{table[0]:08b}"  # one run, then the zeros of gamma(66)
+        (4, '10000001')
 
     Chapter: none (plumbing: the table at the head of a stream)
     """
@@ -81,6 +92,12 @@ def unpack(table: bytes, alphabet: int, group: int) -> tuple[np.ndarray, np.ndar
 
     Raises:
         CorruptStream: the bits are not such a table.
+
+    Example:
+        >>> table = pack(np.array([65, 66, 90]), np.array([1, 2, 2], np.uint8))
+        >>> used, lengths = unpack(table, alphabet=256, group=1)
+        >>> used.tolist(), lengths.tolist()
+        ([65, 66, 90], [1, 2, 2])
 
     Chapter: none (plumbing: the table at the head of a stream)
     """

@@ -54,6 +54,11 @@ Layers = Mapping[str, CodebookTensor | Tensor] | Iterable[tuple[str, CodebookTen
 class Entry(NamedTuple):
     """One line of the table of contents.
 
+    Example:
+        >>> entry = Entry("fc.weight", 2, torch.float16, (3, 4), start=70, size=24, checksum=0)
+        >>> entry.decoded_bytes
+        24
+
     Chapter: pruning/deep_compression
     """
 
@@ -82,6 +87,12 @@ class Contents:
         layers: name → shared weight, or tensor.
         dtypes: name → dtype of the dense tensor.
         files: name → bytes.
+
+    Example:
+        >>> codes = torch.tensor([0, 3, 1], dtype=torch.uint8)
+        >>> shared = CodebookTensor(torch.tensor([0.0, 0.5, 1.0, -1.0]), codes, bits=2)
+        >>> Contents({"w": shared}, {"w": torch.bfloat16}).state_dict()
+        {'w': tensor([ 0.0000, -1.0000,  0.5000], dtype=torch.bfloat16)}
 
     Chapter: pruning/deep_compression
     """
@@ -118,6 +129,12 @@ def save(
         TypeError: a tensor is of a dtype that the format does not know.
 
     Source: the pipeline of Han et al. 2016; the format is our own.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(f"{folder}/model.dcz", {"bias": torch.tensor([1.0, -2.0])}, files={"config.json": b"{}"})
+        ...     Path(folder, "model.dcz").read_bytes()[1:4], load(f"{folder}/model.dcz").files
+        (b'DCZ', {'config.json': b'{}'})
 
     Chapter: pruning/deep_compression
     """
@@ -176,6 +193,12 @@ def entries(path: str | os.PathLike) -> list[Entry]:
         ValueError: not a container, another version, a damaged table, or a record that is cut off
             (the message names it).
 
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(f"{folder}/model.dcz", {"bias": torch.tensor([1.0, -2.0])})
+        ...     [(entry.name, entry.shape, entry.size) for entry in entries(f"{folder}/model.dcz")]
+        [('bias', (2,), 8)]
+
     Chapter: pruning/deep_compression
     """
     path = Path(path)
@@ -233,6 +256,12 @@ def read(
     Raises:
         ValueError: not a container, damaged (the message names the layer), or too large.
 
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(f"{folder}/model.dcz", {"bias": torch.tensor([1.0, -2.0])})
+        ...     [(entry.name, body.hex(), value) for entry, body, value in read(f"{folder}/model.dcz")]
+        [('bias', '0000803f000000c0', tensor([ 1., -2.]))]
+
     Chapter: pruning/deep_compression
     """
     listed = entries(path)
@@ -252,6 +281,12 @@ def read(
 
 def load(path: str | os.PathLike, *, max_bytes: int = LARGEST) -> Contents:
     """Everything that a container holds; arguments and errors as :func:`read`.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(f"{folder}/model.dcz", {"bias": torch.tensor([1.0, -2.0])})
+        ...     load(f"{folder}/model.dcz").layers
+        {'bias': tensor([ 1., -2.])}
 
     Chapter: pruning/deep_compression
     """
@@ -273,6 +308,12 @@ def describe(path: str | os.PathLike) -> dict[str, dict[str, int]]:
 
     Raises:
         ValueError: as :func:`read`.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(f"{folder}/model.dcz", {"bias": torch.tensor([1.0, -2.0])})
+        ...     describe(f"{folder}/model.dcz"), Path(folder, "model.dcz").stat().st_size
+        ({'bias': {'raw': 8}, '': {'header': 47}}, 55)
 
     Chapter: pruning/deep_compression
     """

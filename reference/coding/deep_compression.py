@@ -45,6 +45,17 @@ def prune_and_retrain(
 
     Source: Han et al. 2015, section 3; Han et al. 2016, section 2.
 
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Linear(4, 1, bias=False))
+        >>> model[0].weight.data = torch.tensor([[0.1, -3.0, 2.0, 0.2]])
+        >>> def retrain(model, after_step):  # one step that would move all weights
+        ...     model[0].weight.data += 1
+        ...     after_step()
+        >>> masks = prune_and_retrain(model, {"0.weight": 0.5}, retrain)
+        >>> masks["0.weight"].tolist(), model[0].weight.tolist()
+        ([[False, True, True, False]], [[0.0, -2.0, 3.0, 0.0]])
+
     Chapter: pruning/deep_compression
     """
     if not rounds or rounds[-1] != 1 or list(rounds) != sorted(rounds) or rounds[0] < 0:
@@ -80,6 +91,14 @@ def share_weights(
             convolution.
 
     Source: Han et al. 2016, section 3.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Linear(5, 1, bias=False))
+        >>> model[0].weight.data = torch.tensor([[0.0, 1.0, 1.5, 3.0, 5.0]])
+        >>> share_weights(model, {"0.weight": model[0].weight != 0}, {"0.weight": 2})
+        >>> type(model[0]).__name__, model[0].tensor.to_dense().tolist()  # three values and zero
+        ('CodebookLinear', [[0.0, 1.25, 1.25, 3.0, 5.0]])
 
     Chapter: pruning/deep_compression
     """
@@ -128,6 +147,15 @@ def compress(
 
     Source: Han et al. 2016, figure 1.
 
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Linear(4, 1, bias=False))
+        >>> model[0].weight.data = torch.tensor([[0.1, -3.0, 2.0, 0.2]])
+        >>> untrained = {"retrain": lambda model, after_step: None, "retrain_shared": lambda model: None}
+        >>> found = compress(model, sparsity={"0.weight": 0.5}, bits={"0.weight": 2}, **untrained)
+        >>> found["0.weight"].codes, found["0.weight"].to_dense()
+        (tensor([[0, 1, 3, 0]], dtype=torch.uint8), tensor([[ 0., -3.,  2.,  0.]]))
+
     Chapter: pruning/deep_compression
     """
 
@@ -149,6 +177,19 @@ def compress(
 def layers(model: nn.Module) -> dict[str, CodebookTensor | Tensor]:
     """What :func:`save` takes: shared weights as such, everything else as tensors, by dense names.
 
+    Args:
+        model: its shared layers are :class:`~reference.codebook_layers.CodebookLinear` and its like.
+
+    Returns:
+        Name → shared weight, or tensor on the CPU.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Linear(2, 1))
+        >>> share_weights(model, {"0.weight": torch.tensor([[True, False]])}, {"0.weight": 2})
+        >>> {name: type(value).__name__ for name, value in layers(model).items()}
+        {'0.bias': 'Tensor', '0.weight': 'CodebookTensor'}
+
     Chapter: pruning/deep_compression
     """
     shared = {
@@ -169,8 +210,22 @@ def layers(model: nn.Module) -> dict[str, CodebookTensor | Tensor]:
 def restore(model: nn.Module, contents: Contents) -> nn.Module:
     """Load what a container holds into a dense model of the same architecture, in place.
 
+    Args:
+        model: dense, changed in place.
+        contents: of :func:`load`.
+
+    Returns:
+        ``model``.
+
     Raises:
         ValueError: names or shapes differ.
+
+    Example:
+        >>> import torch
+        >>> values = torch.tensor([[1.0, 2.0]])
+        >>> model = restore(nn.Linear(2, 1, bias=False), Contents({"weight": values}, {"weight": torch.float32}))
+        >>> model.weight.tolist()
+        [[1.0, 2.0]]
 
     Chapter: pruning/deep_compression
     """
@@ -204,6 +259,12 @@ def share_state(
         ValueError: ``sparsity`` or ``bits`` is out of range, or a weight is not finite.
 
     Source: Han et al. 2016, without its two retraining steps.
+
+    Example:
+        >>> import torch
+        >>> state = {"up.weight": torch.tensor([[0.1, -3.0, 2.0, 0.2]]), "norm.weight": torch.ones(4)}
+        >>> {name: type(value).__name__ for name, value in share_state(state.items(), sparsity=0.5, bits=4)}
+        {'up.weight': 'CodebookTensor', 'norm.weight': 'Tensor'}
 
     Chapter: pruning/deep_compression
     """

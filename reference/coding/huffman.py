@@ -103,6 +103,11 @@ def decode(blob: bytes | memoryview, *, max_symbols: int | None = None) -> np.nd
     Raises:
         CorruptStream: ``blob`` is not a whole, unaltered stream, or declares more than ``max_symbols``.
 
+    Example:
+        >>> symbols = np.array([7, 7, 7, 9, 7, 8, 7, 7], dtype=np.uint8)
+        >>> decode(encode(symbols))
+        array([7, 7, 7, 9, 7, 8, 7, 7], dtype=uint8)
+
     Chapter: pruning/deep_compression
     """
     stream = read(blob, max_symbols=max_symbols)
@@ -122,6 +127,11 @@ def decode_chunk(stream: Stream, index: int) -> np.ndarray:
     Raises:
         IndexError: there is no such chunk.
         CorruptStream: the chunk's bits do not end where the next chunk begins.
+
+    Example:
+        >>> stream = read(encode(np.arange(10, dtype=np.uint8), chunk=4))
+        >>> [decode_chunk(stream, index).tolist() for index in range(3)]
+        [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
     Chapter: pruning/deep_compression
     """

@@ -46,6 +46,14 @@ LARGEST_CHUNK, BLOCK_BYTES = 2**24, 8
 class Sizes(NamedTuple):
     """What a stream holds and where its bytes go; the four sizes add up to the stream.
 
+    Example:
+        >>> from reference.coding.huffman import encode
+        >>> sizes = describe(encode(np.arange(256, dtype=np.uint8).repeat(4)))
+        >>> sizes.payload_bytes  # 256 symbols, equally frequent, 1,024 times: nothing to win
+        1024
+        >>> sizes.header_bytes
+        24
+
     Chapter: pruning/deep_compression
     """
 
@@ -70,6 +78,14 @@ class Stream:
         starts: int64 ``[chunks + 1]``, first word of each chunk, and the number of words.
         words: uint32 ``[words + 1]``, the payload, and a zero so that two words can be read anywhere.
 
+    Example:
+        >>> from reference.coding.huffman import encode
+        >>> stream = read(encode(np.array([5, 5, 9, 5, 6, 5, 5, 5], dtype=np.uint8), group=1))
+        >>> stream.symbols, stream.used.tolist(), stream.lengths.tolist()
+        (8, [5, 6, 9], [1, 2, 2])
+        >>> f"{stream.words[0]:032b}"[:10]  # 5 is 0, 6 is 10, 9 is 11
+        '0011010000'
+
     Chapter: pruning/deep_compression
     """
 
@@ -91,6 +107,14 @@ def write(stream: Stream) -> bytes:
 
     Returns:
         The bytes, checksum included.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> from reference.coding.huffman import encode
+        >>> blob = encode(np.array([5, 5, 9], dtype=np.uint8))
+        >>> stream = read(blob)
+        >>> write(replace(stream, words=stream.words[:-1])) == blob
+        True
 
     Chapter: none (plumbing: the layout is the module's docstring)
     """
@@ -117,6 +141,16 @@ def read(blob: bytes | memoryview, *, max_symbols: int | None = None) -> Stream:
     Raises:
         CorruptStream: ``blob`` is not a whole, unaltered stream, or declares more than ``max_symbols``;
             only the bits of the chunks are not looked at.
+
+    Example:
+        >>> from reference.coding.huffman import encode
+        >>> blob = encode(np.array([5, 5, 9], dtype=np.uint8))
+        >>> read(blob).used
+        array([5, 9])
+        >>> read(blob, max_symbols=2)
+        Traceback (most recent call last):
+            ...
+        reference.coding.code_table.CorruptStream: the stream declares 3 symbols, more than max_symbols, which is 2
 
     Chapter: pruning/deep_compression
     """
@@ -156,6 +190,12 @@ def describe(blob: bytes | memoryview) -> Sizes:
 
     Raises:
         CorruptStream: ``blob`` is not a whole, unaltered stream.
+
+    Example:
+        >>> from reference.coding.huffman import encode
+        >>> sizes = describe(blob := encode(np.zeros(1000, dtype=np.uint8)))
+        >>> sizes.payload_bytes, sum(sizes[1:]) == len(blob)  # one symbol: the number of them says all
+        (0, True)
 
     Chapter: pruning/deep_compression
     """

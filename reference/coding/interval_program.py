@@ -17,6 +17,10 @@ def best_cuts(x: np.ndarray, weight: np.ndarray, k: int) -> np.ndarray:
 
     Source: Grønlund et al. 2017, "Fast exact k-means, k-medians and Bregman divergence clustering in 1D".
 
+    Example:
+        >>> best_cuts(np.array([-5.0, -4.0, 0.0, 4.0, 5.0]), np.ones(5), 3)
+        array([0, 2, 3])
+
     Chapter: pruning/deep_compression
     """
     w, s, q = (np.concatenate([[0.0], np.cumsum(weight * x**power)]) for power in range(3))

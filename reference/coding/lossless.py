@@ -56,6 +56,11 @@ def encode(tensor: Tensor, *, max_length: int | None = None, chunk: int = 65_536
 
     Source: Zhang et al. 2025, "70% Size, 100% Accuracy" (DFloat11), section 3.
 
+    Example:
+        >>> tensor = torch.tensor([1.0, -2.0, 3.0, 1.5] * 1000).bfloat16()  # two exponents, a bit each
+        >>> tensor.nbytes, len(encode(tensor)) < tensor.nbytes * 0.6
+        (8000, True)
+
     Chapter: pruning/deep_compression
     """
     _check_dtype("tensor", tensor.dtype)
@@ -90,6 +95,12 @@ def decode(blob: bytes, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
         CorruptStream: ``blob`` was cut off or altered, or is of another dtype or number of elements.
 
     Source: Zhang et al. 2025, "70% Size, 100% Accuracy" (DFloat11), section 3.
+
+    Example:
+        >>> tensor = torch.tensor([1.0, -0.0, float("inf"), float("nan")]).bfloat16()
+        >>> decode(encode(tensor), torch.bfloat16, (2, 2))
+        tensor([[1., -0.],
+                [inf, nan]], dtype=torch.bfloat16)
 
     Chapter: pruning/deep_compression
     """
@@ -126,6 +137,11 @@ def split(blob: bytes, dtype: torch.dtype, n: int) -> tuple[memoryview, np.ndarr
 
     Raises:
         CorruptStream: ``blob`` was cut off or altered, or is of another dtype or number of elements.
+
+    Example:
+        >>> stream, low, rest = split(encode(torch.tensor([1.0, -1.5]).bfloat16()), torch.bfloat16, 2)
+        >>> [f"{byte:08b}" for byte in rest], len(low)  # sign, then seven bits of mantissa
+        (['00000000', '11000000'], 0)
 
     Chapter: none (plumbing: the layout is the module's docstring)
     """

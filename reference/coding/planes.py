@@ -9,6 +9,9 @@ from reference.tensors import pack, unpack
 def plane_widths(bits: int) -> list[int]:
     """Widths of the planes of a code, the lowest bits first: 7 is 4, 2 and 1.
 
+    Args:
+        bits: of a code, 1 to 8.
+
     Raises:
         ValueError: ``bits`` is not 1 to 8.
 
@@ -39,6 +42,13 @@ def pack_planes(codes: Tensor, bits: int) -> Tensor:
 
     Raises:
         ValueError: ``bits`` is out of range, a value does not fit into it, or ``codes`` is not an integer matrix.
+
+    Example:
+        >>> codes = torch.zeros(1, 32, dtype=torch.uint8)
+        >>> codes[0, 0] = 0b10110
+        >>> packed = pack_planes(codes, 5)[0]  # four words of four bits each, and one word of fifth bits
+        >>> f"{packed[0]:04b}", int(packed[4])
+        ('0110', 1)
 
     Chapter: advanced/kernels
     """
@@ -73,6 +83,12 @@ def unpack_planes(packed: Tensor, bits: int, n: int) -> Tensor:
 
     Raises:
         ValueError: ``bits`` is out of range, or the number of words does not fit ``n`` and ``bits``.
+
+    Example:
+        >>> codes = torch.tensor([[0, 5, 31, 16]])
+        >>> packed = pack_planes(codes, 5)
+        >>> packed.shape, unpack_planes(packed, 5, 4)
+        (torch.Size([1, 5]), tensor([[ 0,  5, 31, 16]], dtype=torch.uint8))
 
     Chapter: advanced/kernels
     """

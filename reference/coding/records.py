@@ -35,6 +35,11 @@ _WIDTHS = range(1, 9)
 class Record(NamedTuple):
     """A tensor's bytes, and how to read them: the kind is SHARED, RAW or LOSSLESS.
 
+    Example:
+        >>> record = encode_tensor(torch.tensor([1, 2], dtype=torch.uint8))
+        >>> record.kind == RAW, list(record.body)
+        (True, [1, 2])
+
     Chapter: pruning/deep_compression
     """
 
@@ -49,10 +54,20 @@ def encode_shared(tensor: CodebookTensor, dtype: torch.dtype) -> Record:
         tensor: the weight.
         dtype: of the codebook as stored, and of the weight that is decoded later.
 
+    Returns:
+        The shorter of the two layouts, kind SHARED.
+
     Raises:
         ValueError: a value of the codebook changes when it is stored as ``dtype``.
 
     Source: Han et al. 2016, sections 2 to 4.
+
+    Example:
+        >>> codebook, codes = torch.tensor([0.0, 0.5, 1.0, -1.0]), torch.zeros(1000, dtype=torch.uint8)
+        >>> codes[::50] = 3  # 20 weights are kept
+        >>> record = encode_shared(CodebookTensor(codebook, codes, bits=2), torch.float32)
+        >>> len(record.body) < 2 * 1000 / 8  # less than two bits for each position
+        True
 
     Chapter: pruning/deep_compression
     """
@@ -85,8 +100,18 @@ def decode_shared(body: memoryview, dtype: torch.dtype, shape: tuple[int, ...]) 
         body: bytes that need not be trusted; memory for ``shape`` is taken.
         dtype, shape: as encoded.
 
+    Returns:
+        Codes of ``shape``, codebook in float32.
+
     Raises:
         ValueError: the bytes contradict themselves, or ``shape``.
+
+    Example:
+        >>> codes = torch.tensor([0, 3, 1], dtype=torch.uint8)
+        >>> shared = CodebookTensor(torch.tensor([0.0, 0.5, 1.0, -1.0]), codes, bits=2)
+        >>> record = encode_shared(shared, torch.float32)
+        >>> decode_shared(memoryview(record.body), torch.float32, (3,)).to_dense()
+        tensor([ 0.0000, -1.0000,  0.5000])
 
     Chapter: pruning/deep_compression
     """
@@ -120,8 +145,17 @@ def encode_tensor(tensor: Tensor) -> Record:
     Args:
         tensor: any shape, one of :data:`DTYPES`.
 
+    Returns:
+        The record, kind LOSSLESS or RAW.
+
     Raises:
         TypeError: another dtype.
+
+    Example:
+        >>> encode_tensor(torch.tensor([1.0, 2.0])).kind == RAW  # too short for a code
+        True
+        >>> encode_tensor(torch.ones(10_000)).kind == LOSSLESS
+        True
 
     Chapter: pruning/deep_compression
     """
@@ -138,8 +172,22 @@ def encode_tensor(tensor: Tensor) -> Record:
 def decode_tensor(kind: int, body: memoryview, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     """Undo :func:`encode_tensor`.
 
+    Args:
+        kind: LOSSLESS or RAW.
+        body: bytes that need not be trusted.
+        dtype, shape: as encoded.
+
+    Returns:
+        ``shape``, ``dtype``, bit for bit.
+
     Raises:
         ValueError: the bytes are not those of ``dtype`` and ``shape``.
+
+    Example:
+        >>> tensor = torch.tensor([[True, False]])
+        >>> kind, body = encode_tensor(tensor)
+        >>> decode_tensor(kind, memoryview(body), torch.bool, (1, 2))
+        tensor([[ True, False]])
 
     Chapter: pruning/deep_compression
     """
@@ -162,6 +210,14 @@ def purposes(kind: int, body: memoryview, dtype: torch.dtype, shape: tuple[int, 
         weight ``fields``, ``codebook``, ``tables`` (of the Huffman codes, with headers and offsets),
         ``codes``, ``gaps`` and ``fillers``, the part of both payloads that falls to filler entries
         by their number.
+
+    Example:
+        >>> codes = torch.tensor([0, 3, 1], dtype=torch.uint8)
+        >>> shared = CodebookTensor(torch.tensor([0.0, 0.5, 1.0, -1.0]), codes, bits=2)
+        >>> kind, body = encode_shared(shared, torch.float32)
+        >>> parts = purposes(kind, memoryview(body), torch.float32, (3,))
+        >>> parts["codebook"], sum(parts.values()) == len(body)  # three float32 values beside zero
+        (12, True)
 
     Chapter: pruning/deep_compression
     """

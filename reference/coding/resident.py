@@ -30,6 +30,12 @@ def decode_table(stream: Stream) -> np.ndarray:
     Raises:
         ValueError: the stream is none of that, or holds fewer than two different symbols.
 
+    Example:
+        >>> blob = huffman.encode(np.array([5, 5, 9, 5, 6, 5, 5, 5], dtype=np.uint8), group=1)
+        >>> table = decode_table(huffman.read(blob))  # code words 0 (5), 10 (6), 11 (9)
+        >>> [(int(entry) % 256, int(entry) // 256) for entry in table]  # symbol and length, by the next two bits
+        [(5, 1), (5, 1), (6, 2), (9, 2)]
+
     Chapter: advanced/kernels
     """
     longest = int(stream.lengths.max(initial=0))
@@ -59,6 +65,14 @@ class ResidentTensor:
         raw: uint8 ``[n]``, sign and mantissa of each element, filled up with zeros to a multiple of 16.
         chunk: elements of a chunk, a multiple of 16.
         shape: of the tensor.
+
+    Example:
+        >>> tensor = torch.tensor([1.0, -2.0, 3.0, 1.5] * 1024).bfloat16()
+        >>> resident = ResidentTensor.from_tensor(tensor, "cpu")
+        >>> resident.raw.nbytes, resident.words.nbytes  # a byte of sign and mantissa, a bit of exponent
+        (4096, 512)
+        >>> resident.nbytes < tensor.nbytes
+        True
 
     Chapter: advanced/kernels
     """

@@ -67,6 +67,10 @@ def absolute(fields: Tensor, total: int) -> Tensor:
 
     Source: as :func:`relative`.
 
+    Example:
+        >>> absolute(torch.tensor([1, 3, 1]), 8)  # the entry in the middle is a filler
+        tensor([1, 5, 7])
+
     Chapter: pruning/deep_compression
     """
     if fields.numel() == 0:
@@ -136,6 +140,15 @@ def relative_bits(mask: Tensor, value_bits: int, index_bits: int) -> int:
         value_bits: width of a code.
         index_bits: width of a field, 1 to 16.
 
+    Raises:
+        ValueError: ``index_bits`` is out of range.
+
+    Example:
+        >>> mask = torch.zeros(8, dtype=torch.bool)
+        >>> mask[[1, 7]] = True
+        >>> relative_bits(mask, value_bits=5, index_bits=2)  # two weights and a filler, 7 bits each
+        21
+
     Chapter: pruning/deep_compression
     """
     _check_bits(index_bits)
@@ -151,6 +164,10 @@ def bitmap_bits(mask: Tensor, value_bits: int) -> int:
         mask: bool, any shape, True where a weight is kept.
         value_bits: width of a code.
 
+    Example:
+        >>> bitmap_bits(torch.tensor([True, False, False, True]), value_bits=5)  # 4 + 2 · 5
+        14
+
     Chapter: pruning/deep_compression
     """
     return mask.numel() + int(mask.sum()) * value_bits
@@ -162,6 +179,10 @@ def csr_bits(mask: Tensor, value_bits: int) -> int:
     Args:
         mask: bool, two or more dimensions; the first counts rows, the others together columns.
         value_bits: width of a code.
+
+    Example:
+        >>> csr_bits(torch.eye(4).bool(), value_bits=5)  # four times 5 + 2, and five row pointers of 3
+        43
 
     Chapter: pruning/deep_compression
     """
@@ -177,6 +198,12 @@ def best_index_bits(mask: Tensor, value_bits: int) -> int:
     Args:
         mask: bool, any shape, True where a weight is kept.
         value_bits: width of a code.
+
+    Example:
+        >>> mask = torch.zeros(256, dtype=torch.bool)
+        >>> mask[::16] = True
+        >>> best_index_bits(mask, value_bits=5)  # gaps of 16: narrower fields need fillers
+        4
 
     Chapter: pruning/deep_compression
     """
@@ -195,6 +222,11 @@ def break_even(first: Callable[[float], float], second: Callable[[float], float]
 
     Raises:
         ValueError: one of the two is cheaper at 0.0001 and at 0.9999.
+
+    Example:
+        >>> density = break_even(lambda d: d * bits_per_nonzero(d, 8, 4), lambda d: 1 + 8 * d)
+        >>> 0.2 < density < 0.3  # below it relative indices are shorter than a bitmap
+        True
 
     Chapter: pruning/deep_compression
     """

@@ -36,6 +36,11 @@ def initial_centroids(values: Tensor, k: int, init: Init = "linear", *, seed: in
 
     Source: Han et al. 2016, section 3.2.
 
+    Example:
+        >>> values = torch.tensor([0.0, 0.0, 0.0, 0.0, 8.0])
+        >>> [initial_centroids(values, 2, init).tolist() for init in ("linear", "density")]
+        [[0.0, 8.0], [0.0, 0.0]]
+
     Chapter: pruning/deep_compression
     """
     x = _checked(values, k)
@@ -81,6 +86,10 @@ def kmeans(
             ``k``; or ``iterations`` is negative; or ``empty`` is another word.
 
     Source: Han et al. 2016, section 3.1, eq. 2; Lloyd 1982.
+
+    Example:
+        >>> kmeans(torch.tensor([0.0, 1.0, 10.0, 11.0]), 2)
+        (tensor([ 0.5000, 10.5000], dtype=torch.float64), tensor([0, 0, 1, 1]))
 
     Chapter: pruning/deep_compression
     """
@@ -205,7 +214,16 @@ class CodebookTensor:
         codes: uint8, the shape of the weight.
         bits: 1 to 8.
 
+    Raises:
+        ValueError: a part does not fit, by name.
+
     Source: Han et al. 2016, section 3; entry 0 as in the authors' released AlexNet.
+
+    Example:
+        >>> codes = torch.tensor([0, 3, 1], dtype=torch.uint8)
+        >>> shared = CodebookTensor(torch.tensor([0.0, 0.5, 1.0, -1.0]), codes, bits=2)
+        >>> shared.to_dense(), shared.mask
+        (tensor([ 0.0000, -1.0000,  0.5000]), tensor([False,  True,  True]))
 
     Chapter: pruning/deep_compression
     """
@@ -256,6 +274,12 @@ def share(
             is not finite.
 
     Source: Han et al. 2016, section 3.1.
+
+    Example:
+        >>> weight = torch.tensor([0.1, -3.0, 2.0, 2.5, 5.0])
+        >>> shared = share(weight, weight.abs() > 1, bits=2, init="optimal")
+        >>> shared.codes, shared.codebook
+        (tensor([0, 1, 2, 2, 3], dtype=torch.uint8), tensor([ 0.0000, -3.0000,  2.2500,  5.0000]))
 
     Chapter: pruning/deep_compression
     """

@@ -9,6 +9,10 @@ from pathlib import Path
 class HubText:
     """Where a data set is on the hub, and how its rows become one text.
 
+    Example:
+        >>> DATASETS["wikitext2"].splits, DATASETS["wikitext2"].column
+        ({'evaluation': 'test', 'calibration': 'train'}, 'text')
+
     Chapter: none (a data table)
     """
 
@@ -47,6 +51,12 @@ def read(name: str, part: str, *, source: str | Path | None = None) -> str:
     Raises:
         ValueError: unknown name, ``datasets`` is not installed, or the data cannot be reached;
             the message says what to do.
+
+    Example:
+        >>> read("wikitext", "evaluation")  # a right name asks the hub, or its cache
+        Traceback (most recent call last):
+            ...
+        ValueError: data set 'wikitext' is not known; there are wikitext2, c4
 
     Chapter: none (loading)
     """

@@ -31,6 +31,15 @@ def load(folder: str | Path, split: Literal["train", "test"] = "train") -> tuple
 
     Source: LeCun, Cortes and Burges, "The MNIST database of handwritten digits".
 
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:  # one image of 1 × 2 pixels, a seven
+        ...     image, label = bytes([0, 0, 8, 3, *[0, 0, 0, 1] * 2, 0, 0, 0, 2, 0, 255]), bytes([0, 0, 8, 1, 0, 0, 0, 1, 7])
+        ...     _ = Path(folder, "train-images-idx3-ubyte").write_bytes(image)
+        ...     _ = Path(folder, "train-labels-idx1-ubyte").write_bytes(label)
+        ...     load(folder)
+        (tensor([[[[0., 1.]]]]), tensor([7]))
+
     Chapter: pruning/magnitude
     """
     if split not in _PARTS:
@@ -58,6 +67,14 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
 
     Source: the format's description beside the MNIST database: two zero bytes, the type (8 is
     unsigned byte), the number of dimensions, big-endian 32-bit sizes, the data row by row.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder, "labels")
+        ...     _ = file.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 3, 7, 2, 1]))  # bytes, 1 dimension of 3, the data
+        ...     read_idx(file, dimensions=1)
+        array([7, 2, 1], dtype=uint8)
 
     Chapter: none (plumbing: reads files)
     """

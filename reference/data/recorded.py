@@ -15,6 +15,11 @@ def read(name: str) -> dict:
     Raises:
         FileNotFoundError: there is no result of that name; the message lists those that exist.
 
+    Example:
+        >>> sizes = read("tutorial_model")
+        >>> sizes["file_bytes"] > 2 * sizes["parameters"]  # bfloat16, and a header
+        True
+
     Chapter: none (plumbing: reads files)
     """
     file = FOLDER / f"{name}.json"
@@ -34,6 +39,10 @@ def gpu_cases(kernel: str, name: str = "kernels") -> list[dict]:
     Returns:
         One dictionary a case: its sizes and options (``"M"``, ``"N"``, …; whole numbers as int) beside
         ``"microseconds"`` by call, ``"of_copy"``, ``"tflops"`` and ``"times_faster_than"`` by peer.
+
+    Example:
+        >>> {case["bits"] for case in gpu_cases("w4a16")}, gpu_cases("no such kernel")
+        ({2, 4}, [])
 
     Chapter: none (plumbing: reads files)
     """
@@ -55,6 +64,10 @@ def about(name: str) -> dict:
 
     Raises:
         FileNotFoundError: there is no result of that name.
+
+    Example:
+        >>> about("tutorial_model")["command"].split()[:2]
+        ['python', 'studies/tutorial_card.py']
 
     Chapter: none (plumbing: reads files)
     """

@@ -26,6 +26,12 @@ def read(name: str, part: str = "evaluation") -> str:
     Raises:
         ValueError: no such name, part or file, the file is not UTF-8, or the text is empty.
 
+    Example:
+        >>> read("code").splitlines()[0]
+        '"Test format, coverage 99%."'
+        >>> read("documentation", "calibration") == read("documentation", "evaluation")
+        False
+
     Chapter: quantization/post_training
     """
     if part not in PARTS:
@@ -50,6 +56,11 @@ def read(name: str, part: str = "evaluation") -> str:
 def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """Token ids of ``text`` without special tokens, int64 ``[tokens]``.
 
+    Example:
+        >>> from reference.models import tutorial
+        >>> encode("def main():", tutorial.tokenizer())  # "def", " main", "():"
+        tensor([ 666, 2250,  971])
+
     Chapter: quantization/post_training
     """
     return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.int64)
@@ -57,6 +68,10 @@ def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> Tensor:
 
 def checksums_hold() -> bool:
     """Whether every shipped text has the SHA-256 that the manifest recorded when it was split off.
+
+    Example:
+        >>> checksums_hold()
+        True
 
     Chapter: none (integrity check)
     """

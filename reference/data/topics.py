@@ -21,6 +21,10 @@ SPLITS = ("train", "validation", "test")
 def manifest() -> dict[str, Any]:
     """Source, license, topics in the order of their labels, documents with topic, split and count, and the checksum.
 
+    Example:
+        >>> manifest()["license"], manifest()["documents"]["library/json"]["topic"]
+        ('PSF-2.0', 'internet data')
+
     Chapter: none (data)
     """
     return json.loads((FOLDER / "manifest.json").read_text(encoding="utf-8"))
@@ -28,6 +32,10 @@ def manifest() -> dict[str, Any]:
 
 def names() -> list[str]:
     """The topics; a label is an index into them.
+
+    Example:
+        >>> names()[:3], len(names())
+        (['C API', 'packaging', 'data types'], 10)
 
     Chapter: none (data)
     """
@@ -48,6 +56,11 @@ def load(split: str = "train") -> tuple[list[str], Tensor]:
 
     Source: the documentation of Python 3.11, license PSF-2.0.
 
+    Example:
+        >>> texts, labels = load("test")
+        >>> " ".join(texts[0].split()[:4]), names()[labels[0]]
+        ('The functions in this', 'C API')
+
     Chapter: none (data)
     """
     rows = _rows(split)
@@ -60,6 +73,12 @@ def documents(split: str = "train") -> list[str]:
 
     Raises:
         ValueError: as :func:`load`.
+
+    Example:
+        >>> documents("test")[0]
+        'c-api/abstract'
+        >>> set(documents("test")) & set(documents("train"))  # no document lies in two splits
+        set()
 
     Chapter: none (data)
     """

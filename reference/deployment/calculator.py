@@ -57,6 +57,11 @@ class Estimate(NamedTuple):
     first token of all prompts, None where the device's rate is not known. ``step``: seconds of one token of every sequence.
     ``batch``: sequences. Times are lower bounds.
 
+    Example:
+        >>> estimate = Estimate(DecoderMemory(6e9, 1e9, 1e9), capacity=24e9, prefill=None, step=0.02, batch=4)
+        >>> estimate.fits, estimate.tokens_per_second
+        (True, 200.0)
+
     Chapter: deployment/trade_offs
     """
 
@@ -103,6 +108,15 @@ def estimate(
 
     Raises:
         ValueError: ``batch``, ``context`` or ``capacity`` is not positive, or as :func:`reference.hardware.roofline.seconds`.
+
+    Example:
+        >>> from reference.hardware.devices import device
+        >>> from reference.hardware.roofline import SCHEMES
+        >>> for name in ("W16A16", "W4A16"):
+        ...     found = estimate(LLAMA_3_8B, SCHEMES[name], device("RTX 4090"), batch=1, context=2048)
+        ...     print(name, round(found.memory.weights / 1e9, 1), "GB", round(found.tokens_per_second), "tokens/s")
+        W16A16 16.1 GB 66 tokens/s
+        W4A16 5.8 GB 200 tokens/s
 
     Chapter: deployment/trade_offs
     """
@@ -152,6 +166,14 @@ def throughput(
     Raises:
         ValueError: a number is below 1, or as :func:`reference.hardware.roofline.seconds`.
 
+    Example:
+        >>> from reference.hardware.devices import device
+        >>> from reference.hardware.roofline import SCHEMES
+        >>> rate = lambda batch: throughput(
+        ...     LLAMA_3_8B, SCHEMES["W4A16"], device("H100 SXM"), batch=batch, prompt=512, answer=128)
+        >>> 5 < rate(8) / rate(1) < 8  # eight sequences share the reading of the weights
+        True
+
     Chapter: deployment/trade_offs
     """
     if answer < 1:
@@ -167,6 +189,15 @@ def needed(shape: DecoderShape, scheme: Scheme, *, batch: int, context: int) -> 
 
     One is a piece of :data:`CHUNK` tokens of one prompt, the other a token of every sequence.
 
+    Args:
+        shape, scheme, batch, context: as :func:`estimate`.
+
+    Example:
+        >>> from reference.hardware.roofline import SCHEMES
+        >>> found = needed(LLAMA_3_8B, SCHEMES["W4A16"], batch=4, context=1024)
+        >>> found.cache == 2 * 32 * 8 * 128 * 4 * 1024 * 2  # keys and values, layers, heads, width, tokens, bytes
+        True
+
     Chapter: deployment/trade_offs
     """
     reading = decoder_memory(shape, scheme, batch=1, context=context, tokens=min(context, CHUNK))
@@ -177,6 +208,15 @@ def needed(shape: DecoderShape, scheme: Scheme, *, batch: int, context: int) -> 
 def largest_batch(shape: DecoderShape, scheme: Scheme, capacity: float, *, context: int) -> int:
     """Most sequences of ``context`` tokens that fit into ``capacity`` bytes; 0 if not even one does.
 
+    Args:
+        shape, scheme, context: as :func:`estimate`.
+        capacity: bytes.
+
+    Example:
+        >>> from reference.hardware.roofline import SCHEMES
+        >>> [largest_batch(LLAMA_3_8B, SCHEMES[name], 24e9, context=4096) for name in ("W16A16", "W4A16")]
+        [14, 33]
+
     Chapter: deployment/trade_offs
     """
     return _largest(lambda batch: needed(shape, scheme, batch=batch, context=context).total <= capacity)
@@ -186,6 +226,15 @@ def largest_context(shape: DecoderShape, scheme: Scheme, capacity: float, *, bat
     """Longest context of ``batch`` sequences that fits into ``capacity`` bytes; 0 if not even one token does.
 
     The model's own limit is not in here.
+
+    Args:
+        shape, scheme, batch: as :func:`estimate`.
+        capacity: bytes.
+
+    Example:
+        >>> from reference.hardware.roofline import SCHEMES
+        >>> [largest_context(LLAMA_2_70B, SCHEMES[name], 80e9, batch=1) for name in ("W16A16", "W4A16")]
+        [0, 129043]
 
     Chapter: deployment/trade_offs
     """
@@ -199,6 +248,18 @@ def checkpoint_bytes(shape: DecoderShape, scheme: Scheme) -> int:
     layer. Norms are 16-bit vectors. Say in the scheme what the file holds: 16-bit scales, and zero points of the weights' bits
     or none.
 
+    Args:
+        shape: the model.
+        scheme: of its blocks.
+
+    Example:
+        >>> from reference.hardware.roofline import SCHEMES
+        >>> tiny = DecoderShape(1, 128, 128, 1, 1, 128, vocabulary=10)
+        >>> checkpoint_bytes(tiny, SCHEMES["W16A16"])
+        235264
+        >>> 2 * (7 * 128**2 + 2 * 10 * 128 + 3 * 128)  # matrices, two tables, norms
+        235264
+
     Chapter: deployment/trade_offs
     """
     norms = 2 * (2 * shape.layers + 1) * shape.hidden
@@ -209,6 +270,11 @@ def checkpoint_bytes(shape: DecoderShape, scheme: Scheme) -> int:
 
 class Loss(NamedTuple):
     """One measurement: ``metric`` before and after, and where it is from (a citation's key, or a recorded result).
+
+    Example:
+        >>> loss = Loss("GPTQ", "perplexity", before=5.0, after=5.5, source="frantar2023gptq")
+        >>> round(loss.per_cent, 6)
+        10.0
 
     Chapter: deployment/trade_offs
     """
@@ -237,6 +303,10 @@ def losses(model: str, scheme: str) -> list[Loss]:
 
     Raises:
         ValueError: an unknown model.
+
+    Example:
+        >>> [loss.method for loss in losses("Llama-2-7B", "W4A16")][:1], losses("Llama-3.2-1B", "W2A16")
+        (['AWQ'], [])
 
     Chapter: deployment/trade_offs
     """

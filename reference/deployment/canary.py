@@ -40,6 +40,13 @@ def confidence_sequence(
 
     Source: Robbins 1970 (normal mixture); with an estimated variance, Waudby-Smith et al. 2024.
 
+    Example:
+        >>> low, high = confidence_sequence(torch.tensor([0.0, 1.0] * 500))
+        >>> bool((low < 0.5).all() and (high > 0.5).all())  # it holds at every look
+        True
+        >>> bool(high[9] - low[9] > high[99] - low[99] > high[999] - low[999])
+        True
+
     Chapter: deployment/production
     """
     if differences.ndim != 1 or not len(differences):
@@ -65,6 +72,11 @@ def confidence_sequence(
 class Decision(NamedTuple):
     """``verdict`` is ``"promote"``, ``"stop"`` or ``"undecided"``; ``requests`` were looked at; the interval then.
 
+    Example:
+        >>> decision = Decision("stop", requests=80, mean=0.3, low=0.1, high=0.5)
+        >>> decision.low > 0  # the whole interval lies above a limit of 0
+        True
+
     Chapter: deployment/production
     """
 
@@ -89,8 +101,18 @@ def gate(
         error_rate, tuned_for: as :func:`confidence_sequence`.
         first: requests before the first decision, at least 2.
 
+    Returns:
+        The verdict, and the interval at which it fell.
+
     Raises:
         ValueError: as :func:`confidence_sequence`, or ``first`` is below 2.
+
+    Example:
+        >>> equal, worse = torch.tensor([0.1, -0.1] * 500), torch.tensor([0.4, 0.2] * 500)
+        >>> [gate(differences, limit=0.1).verdict for differences in (equal, worse)]
+        ['promote', 'stop']
+        >>> gate(equal[:20], limit=0.1).verdict  # too few requests
+        'undecided'
 
     Chapter: deployment/production
     """

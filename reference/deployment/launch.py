@@ -18,6 +18,14 @@ def keep_packed() -> None:
     Raises:
         RuntimeError: this transformers has no such method.
 
+    Example:
+        >>> from unittest import mock
+        >>> from transformers.cli.serving.model_manager import ModelManager
+        >>> with mock.patch.object(ModelManager, "_load_model"):  # which puts the method back afterwards
+        ...     keep_packed()
+        ...     ModelManager._load_model.__module__
+        'reference.deployment.launch'
+
     Chapter: deployment/production
     """
     from transformers import PreTrainedModel

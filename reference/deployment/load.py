@@ -26,6 +26,11 @@ class Answer(NamedTuple):
     ``tokens`` is the server's own count; seconds from sending the request: ``first`` to the first text, ``total`` to the
     end; ``gaps`` lie between the parts in which the text came. ``error`` is empty where all went well.
 
+    Example:
+        >>> answer = Answer("a tree", tokens=3, first=0.25, gaps=(0.125, 0.125), total=0.5)
+        >>> answer.first + sum(answer.gaps) == answer.total, answer.error
+        (True, '')
+
     Chapter: deployment/production
     """
 
@@ -52,6 +57,11 @@ def ask(address: str, model: str, prompt: str, *, tokens: int, silence: float = 
 
     Raises:
         ValueError: ``tokens`` is below 1, or ``address`` is no ``http`` address.
+
+    Example:
+        >>> answer = ask("http://127.0.0.1:1", "model", "Once", tokens=4)  # nobody listens there
+        >>> answer.error.split(":")[0], answer.tokens
+        ('ConnectionRefusedError', 0)
 
     Chapter: deployment/production
     """
@@ -126,6 +136,12 @@ def generate(
 
     Raises:
         ValueError: ``concurrency`` is below 1, or as :func:`ask`.
+
+    Example:
+        >>> answers, passed = generate(
+        ...     "http://127.0.0.1:1", "model", ["One", "Two"], tokens=4, concurrency=2, seconds=5)
+        >>> [answer.error.split(":")[0] for answer in answers], passed < 5
+        (['ConnectionRefusedError', 'ConnectionRefusedError'], True)
 
     Chapter: deployment/production
     """

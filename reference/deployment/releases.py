@@ -17,8 +17,19 @@ POINTER = "releases.json"
 def history(root: str | os.PathLike) -> list[str]:
     """Names of the releases, oldest first; the last is in service. Empty before the first promotion.
 
+    Args:
+        root: folder that holds the releases.
+
     Raises:
         ValueError: the file is not what :func:`promote` writes.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     before = history(root)
+        ...     _ = Path(root, POINTER).write_text('{"history": ["v1", "v2"]}')
+        ...     before, history(root)
+        ([], ['v1', 'v2'])
 
     Chapter: deployment/production
     """
@@ -37,8 +48,18 @@ def history(root: str | os.PathLike) -> list[str]:
 def current(root: str | os.PathLike) -> Path:
     """Folder of the release in service.
 
+    Args:
+        root: folder that holds the releases.
+
     Raises:
         ValueError: nothing was promoted, or the file is damaged.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     _ = Path(root, POINTER).write_text('{"history": ["v1", "v2"]}')
+        ...     current(root).name
+        'v2'
 
     Chapter: deployment/production
     """
@@ -61,6 +82,16 @@ def promote(root: str | os.PathLike, name: str) -> Path:
     Raises:
         ValueError: ``name`` is no such folder; what is in service stays there.
 
+    Example:
+        >>> import tempfile, torch
+        >>> from safetensors.torch import save_file
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     Path(root, "v1").mkdir()
+        ...     _ = Path(root, "v1", "config.json").write_text("{}")
+        ...     save_file({"weight": torch.zeros(2)}, Path(root, "v1", "model.safetensors"))
+        ...     promote(root, "v1").name, current(root).name
+        ('v1', 'v1')
+
     Chapter: deployment/production
     """
     folder = Path(root) / name
@@ -74,11 +105,21 @@ def promote(root: str | os.PathLike, name: str) -> Path:
 def rollback(root: str | os.PathLike) -> Path:
     """Put the release that was in service before back into service; it needs no file but the pointer.
 
+    Args:
+        root: folder that holds the releases.
+
     Returns:
         The folder that is in service now.
 
     Raises:
         ValueError: there is no earlier release.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     _ = Path(root, POINTER).write_text('{"history": ["v1", "v2"]}')
+        ...     rollback(root).name, history(root)
+        ('v1', ['v1'])
 
     Chapter: deployment/production
     """

@@ -32,6 +32,14 @@ BATCHING = ("--continuous-batching", "--cb-block-size", "32", "--cb-num-blocks",
 class Server:
     """A running server: where it listens, what it calls the model, its process and its log.
 
+    Example:
+        >>> process = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+        >>> server = Server("http://127.0.0.1:8000", "model", process, Path("server.log"))
+        >>> peak, now = server.memory() or (1, 1)  # None where there is no /proc
+        >>> peak >= now > 0
+        True
+        >>> _ = process.communicate()
+
     Chapter: deployment/production
     """
 
@@ -87,6 +95,13 @@ def serve(
         ValueError: ``directory`` holds no ``config.json``.
         RuntimeError: the server ended, with the end of its log.
         TimeoutError: it is not ready in time.
+
+    Example:
+        >>> with serve("/no/such/folder", log="server.log") as server:  # inside the block it listens at server.address
+        ...     pass
+        Traceback (most recent call last):
+            ...
+        ValueError: directory is '/no/such/folder', which holds no config.json; it may be a checkpoint
 
     Chapter: deployment/production
     """
@@ -152,6 +167,11 @@ def _stop(process: subprocess.Popen, patience: float = 10.0) -> None:
 class Percentiles(NamedTuple):
     """Nearest-rank percentiles of measured seconds: half, nine tenths and all are at most so large.
 
+    Example:
+        >>> wait = Percentiles(p50=0.2, p90=0.5, worst=3.0)
+        >>> wait.worst / wait.p50  # the unluckiest request waits fifteen times as long as the usual one
+        15.0
+
     Chapter: deployment/production
     """
 
@@ -163,8 +183,15 @@ class Percentiles(NamedTuple):
 def percentiles(seconds: Sequence[float]) -> Percentiles:
     """The smallest of the values that at least 50 %, 90 % and 100 % of them do not exceed.
 
+    Args:
+        seconds: one or more, in any order.
+
     Raises:
         ValueError: ``seconds`` is empty.
+
+    Example:
+        >>> percentiles([0.5, 0.1, 0.3, 0.2, 0.4, 0.6, 0.8, 0.7, 0.9, 9.0])
+        Percentiles(p50=0.5, p90=0.9, worst=9.0)
 
     Chapter: deployment/production
     """
@@ -180,6 +207,12 @@ class Load(NamedTuple):
     ``first`` to the first token of an answer, ``between`` tokens, ``total`` for the answer; ``answers`` that came,
     ``failed`` with what was said, ``tokens`` in all answers, ``seconds`` from the first request to the last answer,
     ``processor`` seconds that the server worked meanwhile (NaN where the system does not tell).
+
+    Example:
+        >>> answers = (Answer("a", tokens=3), Answer("b", tokens=5))
+        >>> wait = Percentiles(0.1, 0.1, 0.1)
+        >>> Load(answers, (), seconds=2.0, first=wait, between=wait, total=wait).tokens_per_second
+        4.0
 
     Chapter: deployment/production
     """
@@ -219,6 +252,15 @@ def measure(
         ValueError: there are no prompts, or ``tokens`` or ``concurrency`` is too small.
         RuntimeError: the load generator failed, or no request was answered; with the reason.
 
+    Example:
+        >>> process = subprocess.Popen([sys.executable, "-c", ""])
+        >>> server = Server("http://127.0.0.1:1", "model", process, Path("server.log"))  # nobody listens there
+        >>> _ = process.wait()
+        >>> measure(server, ["Once upon a time"])
+        Traceback (most recent call last):
+            ...
+        RuntimeError: of 1 requests none was answered in two parts or more; errors: ('ConnectionRefusedError: ...
+
     Chapter: deployment/production
     """
     if not prompts or tokens < 2 or concurrency < 1:
@@ -245,8 +287,18 @@ def measure(
 def summarise(answers: Sequence[Answer], seconds: float) -> Load:
     """Percentiles of the answers of a run that took so many seconds.
 
+    Args:
+        answers: those with an ``error`` count as failed.
+        seconds: from the first request to the last answer.
+
     Raises:
         RuntimeError: no request was answered, or none with two parts; with what was said.
+
+    Example:
+        >>> good = Answer("a b", tokens=2, first=0.5, gaps=(0.25,), total=0.75)
+        >>> load = summarise([good, Answer(error="TimeoutError")], seconds=1.5)
+        >>> load.tokens, load.failed, load.first.p50
+        (2, ('TimeoutError',), 0.5)
 
     Chapter: deployment/production
     """

@@ -19,6 +19,11 @@ class Shadow(NamedTuple):
     ``kl``: Kullback–Leibler divergence of the candidate from the current model, nats a token. ``same``: share of
     positions with the same most likely token. ``extra``: bits a byte of text that the candidate needs more.
 
+    Example:
+        >>> found = Shadow(torch.tensor([0.0, 0.25]), torch.tensor([1.0, 0.5]), torch.tensor([0.0, 0.125]))
+        >>> found.extra.mean().item()  # bits a byte that the candidate needs more
+        0.0625
+
     Chapter: deployment/production
     """
 
@@ -40,8 +45,20 @@ def shadow(current: nn.Module, candidate: nn.Module, requests: Sequence[Tensor],
         requests: int64 ``[length]`` each, at least 2 tokens.
         sizes: bytes :math:`B` that the tokens of each request after its first spell.
 
+    Returns:
+        Three numbers a request, on the models' device.
+
     Raises:
         ValueError: there is no request, a request has one token, or sizes are missing or not positive.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> bigram = torch.tensor([[1.0, 3.0], [1.0, 1.0]]).log()  # a model of two tokens: the next by the last
+        >>> current = lambda input_ids: SimpleNamespace(logits=bigram[input_ids])
+        >>> uniform = lambda input_ids: SimpleNamespace(logits=torch.zeros(*input_ids.shape, 2))
+        >>> found = shadow(current, uniform, [torch.tensor([0, 1, 1])], sizes=[2])
+        >>> round(float((2 * found.extra[0]).exp2()), 3)  # 3/4 against 1/2 once, 1/2 against 1/2 once
+        1.5
 
     Chapter: deployment/production
     """
@@ -79,6 +96,14 @@ def logprob_divergence(current: Sequence[Mapping[str, float]], candidate: Sequen
 
     Raises:
         ValueError: positions differ in number, there are none, or one reports nothing in common.
+
+    Example:
+        >>> current = [{"a": math.log(0.5), "b": math.log(0.5)}]
+        >>> logprob_divergence(current, current)
+        0.0
+        >>> candidate = [{"a": math.log(0.25), "c": math.log(0.7)}]  # b is not reported: it is part of the rest
+        >>> round(math.exp(2 * logprob_divergence(current, candidate)), 3)  # ½ ln(½ / ¼) + ½ ln(½ / ¾)
+        1.333
 
     Chapter: deployment/production
     """

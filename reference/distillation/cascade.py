@@ -27,6 +27,11 @@ class Answer(NamedTuple):
     ``logits``: float ``[rows, classes]`` of the model that answered, divided by its temperature. ``level``: int64
     ``[rows]``, which model that was.
 
+    Example:
+        >>> answer = Answer(torch.tensor([[0.0, 2.0], [1.0, 0.0]]), torch.tensor([0, 1]))
+        >>> answer.logits.argmax(1).tolist(), answer.level.tolist()  # the second row was passed on
+        ([1, 0], [0, 1])
+
     Chapter: advanced/distillation
     """
 
@@ -45,6 +50,12 @@ class Cascade:
 
     Raises:
         ValueError: no model, another number of thresholds or temperatures, or a temperature that is not positive.
+
+    Example:
+        >>> cheap, dear = (lambda x: torch.cat([x, -x], 1)), (lambda x: torch.cat([-x, x], 1))
+        >>> cascade = Cascade([cheap, dear], thresholds=[0.9])
+        >>> cascade(torch.tensor([[5.0], [0.1]])).level.tolist()  # the cheap model is not sure of the second
+        [0, 1]
 
     Chapter: advanced/distillation
     """
@@ -88,6 +99,11 @@ class Cascade:
 class Outcome(NamedTuple):
     """What became of each row: ``quality``, ``cost`` (float ``[rows]``) and ``level`` (int64 ``[rows]``).
 
+    Example:
+        >>> outcome = Outcome(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 11.0]), torch.tensor([0, 1]))
+        >>> float(outcome.quality.mean()), float(outcome.cost.mean())
+        (0.5, 6.0)
+
     Chapter: advanced/distillation
     """
 
@@ -107,8 +123,17 @@ def replay(
         costs: of one row by each model.
         thresholds: as for :class:`Cascade`.
 
+    Returns:
+        Quality, cost and level of each row; a row that is passed on has paid for every model on its way.
+
     Raises:
         ValueError: the numbers of models do not agree.
+
+    Example:
+        >>> sure, right = torch.tensor([0.95, 0.6]), [torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])]
+        >>> outcome = replay([sure], right, costs=[1.0, 10.0], thresholds=[0.9])
+        >>> outcome.quality.tolist(), outcome.cost.tolist()  # the second row pays for both models
+        ([1.0, 1.0], [1.0, 11.0])
 
     Chapter: advanced/distillation
     """
@@ -150,6 +175,12 @@ def choose_thresholds(
     Raises:
         ValueError: even the first model alone costs more, or as :func:`replay`.
 
+    Example:
+        >>> sure, right = torch.tensor([0.95, 0.6]), [torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])]
+        >>> [threshold] = choose_thresholds([sure], right, costs=[1.0, 10.0], budget=6.0)
+        >>> 0.6 < threshold <= 0.95  # one of two rows goes on: 1 + 10 / 2
+        True
+
     Chapter: advanced/distillation
     """
     if budget < costs[0]:
@@ -185,6 +216,10 @@ def mixture(quality: Sequence[float], costs: Sequence[float], budget: float) -> 
 
     Raises:
         ValueError: numbers of models differ, or the cheapest costs more than the budget.
+
+    Example:
+        >>> mixture([0.5, 0.9], costs=[1.0, 11.0], budget=6.0)
+        [0.5, 0.5]
 
     Chapter: advanced/distillation
     """

@@ -37,6 +37,15 @@ def generate_windows(
 
     Source: Liu et al. 2024 (LLM-QAT), and the authors' ``generate_data.py``.
 
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8,
+        ...                      num_hidden_layers=1, num_attention_heads=2)
+        >>> model = LlamaForCausalLM(config).eval()
+        >>> windows = generate_windows(model, count=3, length=6, seed=1)
+        >>> windows.shape, bool((windows == generate_windows(model, count=3, length=6, seed=1)).all())
+        (torch.Size([3, 6]), True)
+
     Chapter: quantization/quantization_aware
     """
     if count < 1 or length < 1 or not greedy:

@@ -27,6 +27,13 @@ def logits_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0, *, m
 
     Source: Hinton et al. 2015, "Distilling the knowledge in a neural network", section 2.
 
+    Example:
+        >>> student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[9.0, 9.0]])
+        >>> float(logits_loss(student, teacher))  # logits differ, distributions do not
+        0.0
+        >>> bool(logits_loss(student, torch.tensor([[9.0, 0.0]])) > 0)
+        True
+
     Chapter: overview, advanced/distillation
     """
     if temperature <= 0:
@@ -67,6 +74,11 @@ def hidden_loss(
 
     Source: Jiao et al. 2020 (TinyBERT), equation 8; Sanh et al. 2019 (DistilBERT), section 3.
 
+    Example:
+        >>> student, teacher = torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 0.0]])
+        >>> float(hidden_loss(student, teacher)), float(hidden_loss(student, teacher, kind="cosine"))
+        (2.0, 0.0)
+
     Chapter: advanced/distillation
     """
     if kind not in ("mse", "cosine"):
@@ -99,6 +111,14 @@ def attention_loss(student: Tensor, teacher: Tensor, *, mask: Tensor | None = No
 
     Source: Wang et al. 2020 (MiniLM), section 3.1.
 
+    Example:
+        >>> teacher = torch.tensor([[[[1.0, 0.0], [0.5, 0.5]]]])  # [batch, heads, queries, keys]
+        >>> bool(attention_loss(teacher, teacher).abs() < 1e-6)
+        True
+        >>> uniform = torch.full((1, 1, 2, 2), 0.5)
+        >>> round(float(attention_loss(uniform, teacher).exp()), 3)  # √2: ln 2 for the first query, 0 for the second
+        1.414
+
     Chapter: advanced/distillation
     """
     if student.shape != teacher.shape:
@@ -124,6 +144,11 @@ def next_token_loss(logits: Tensor, ids: Tensor, *, mask: Tensor | None = None) 
 
     Raises:
         ValueError: no token is predicted.
+
+    Example:
+        >>> logits, ids = torch.zeros(1, 3, 4), torch.tensor([[2, 0, 3]])  # four tokens, equally likely
+        >>> round(float(next_token_loss(logits, ids).exp()), 3)
+        4.0
 
     Chapter: advanced/distillation
     """

@@ -24,6 +24,16 @@ def from_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedMo
 
     Source: Sanh et al. 2019, "DistilBERT", section 2 (one layer out of two).
 
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8,
+        ...                      num_hidden_layers=4, num_attention_heads=2)
+        >>> teacher = LlamaForCausalLM(config)
+        >>> student = from_layers(teacher, [0, 2])
+        >>> third, copied = (model.model.layers[n].mlp.up_proj.weight for model, n in ((teacher, 2), (student, 1)))
+        >>> student.config.num_hidden_layers, bool((third == copied).all())
+        (2, True)
+
     Chapter: overview
     """
     path = family_of(teacher).blocks

@@ -37,6 +37,14 @@ class Recipe:
     Raises:
         ValueError: a weight is out of range, or hidden states or attention are weighed and no pair is named.
 
+    Example:
+        >>> Recipe(share=0.5, temperature=2.0).taught, Recipe(share=0.0).taught
+        (True, False)
+        >>> Recipe(hidden=1.0)
+        Traceback (most recent call last):
+            ...
+        ValueError: layers is empty; hidden states and attention need pairs of layers to compare
+
     Chapter: advanced/distillation
     """
 
@@ -81,6 +89,14 @@ class Lesson(nn.Module):
     Raises:
         ValueError: the recipe needs a teacher, vocabularies differ, a pair names a layer that is not there, or attention
             is to be compared that a model does not tell.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8,
+        ...                      num_hidden_layers=1, num_attention_heads=2)
+        >>> model, ids = LlamaForCausalLM(config), torch.tensor([[1, 2, 3]])
+        >>> bool(Lesson(model, model, Recipe())(ids).abs() < 1e-6)  # nothing to learn from itself
+        True
 
     Chapter: advanced/distillation
     """
@@ -174,6 +190,16 @@ def distill(
 
     Raises:
         ValueError: a batch does not divide by the processes.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, initializer_range=0.5,
+        ...                      num_hidden_layers=1, num_attention_heads=2)
+        >>> teacher, student = LlamaForCausalLM(config), LlamaForCausalLM(config)
+        >>> lesson, windows = Lesson(student, teacher, Recipe()), torch.tensor([[1, 2, 3, 4]])
+        >>> losses = [found["loss"] for found in distill(lesson, lambda step: windows, steps=10, rate=0.01)]
+        >>> len(losses), bool(losses[-1] < losses[0])
+        (10, True)
 
     Chapter: advanced/distillation
     """

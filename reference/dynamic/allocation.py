@@ -22,6 +22,12 @@ def stored_bytes(shape: tuple[int, int], spec: QuantizationSpec) -> int:
     Raises:
         ValueError: the group size does not divide ``in_features``.
 
+    Example:
+        >>> stored_bytes((1, 128), QuantizationSpec(4, symmetric=True, group_size=64))  # 64 bytes of codes, two scales
+        68
+        >>> stored_bytes((1, 128), QuantizationSpec(4, group_size=64))  # and two words of zero points
+        76
+
     Chapter: advanced/dynamic
     """
     rows, columns = shape
@@ -35,6 +41,11 @@ def stored_bytes(shape: tuple[int, int], spec: QuantizationSpec) -> int:
 
 class Point(NamedTuple):
     """``size`` in bytes and ``cost`` of the choice ``choices``: an index of an option for each layer.
+
+    Example:
+        >>> small, large = Point(100, 0.9, (0, 0)), Point(150, 0.2, (1, 0))
+        >>> min(small, large, key=lambda point: point.cost).choices  # layer 0 gets its second option
+        (1, 0)
 
     Chapter: advanced/dynamic
     """
@@ -65,6 +76,14 @@ def frontier(costs: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]]) -
 
     Source: Nemhauser and Ullmann 1969, "Discrete dynamic programming and capital allocation".
 
+    Example:
+        >>> costs, sizes = [[5.0, 1.0], [2.0, 1.5]], [[10, 20], [10, 20]]
+        >>> for point in frontier(costs, sizes):  # (0, 1) takes as much as (1, 0), and is worse
+        ...     print(point.size, point.cost, point.choices)
+        20 7.0 (0, 0)
+        30 3.0 (1, 0)
+        40 2.5 (1, 1)
+
     Chapter: advanced/dynamic
     """
     _check(costs, sizes)
@@ -93,8 +112,21 @@ def frontier(costs: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]]) -
 def within(points: Sequence[Point], budget: float) -> Point:
     """The cheapest point of a frontier that fits into ``budget`` bytes.
 
+    Args:
+        points: of :func:`frontier`, of rising size.
+        budget: bytes.
+
     Raises:
         ValueError: not even the smallest fits; the message has its size.
+
+    Example:
+        >>> points = frontier([[5.0, 1.0], [2.0, 1.5]], [[10, 20], [10, 20]])
+        >>> within(points, 35).choices
+        (1, 0)
+        >>> within(points, 15)
+        Traceback (most recent call last):
+            ...
+        ValueError: budget is 15 bytes; the smallest choice takes 20
 
     Chapter: advanced/dynamic
     """
@@ -113,8 +145,15 @@ def greedy(costs: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]], bud
         costs, sizes: as :func:`frontier`.
         budget: bytes.
 
+    Returns:
+        The choice where no step fits any more.
+
     Raises:
         ValueError: as :func:`frontier`, or the smallest options do not fit.
+
+    Example:
+        >>> greedy([[5.0, 1.0], [2.0, 1.5]], [[10, 20], [10, 20]], budget=30)
+        Point(size=30, cost=3.0, choices=(1, 0))
 
     Chapter: advanced/dynamic
     """
@@ -156,8 +195,17 @@ def bits_within(
         spec: grid of every layer but for its bits.
         budget: bytes of codes, scales and zero points of these layers together.
 
+    Returns:
+        Layer → bits.
+
     Raises:
         ValueError: the names differ, or the budget is too small.
+
+    Example:
+        >>> sensitivity = {"first": {2: 5.0, 4: 1.0}, "last": {2: 2.0, 4: 1.5}}
+        >>> shapes, spec = {"first": (8, 64), "last": (8, 64)}, QuantizationSpec(4, symmetric=True)
+        >>> bits_within(sensitivity, shapes, spec, budget=8 * 64 * 2 * 3 / 8 + 32)  # 3 bits a weight, 16 scales
+        {'first': 4, 'last': 2}
 
     Chapter: advanced/dynamic
     """
@@ -178,6 +226,16 @@ def stored_total(
     bits: Mapping[str, int], shapes: Mapping[str, tuple[int, int]], grid: Callable[[int], QuantizationSpec]
 ) -> int:
     """Bytes of all layers at their bits; ``grid`` gives the grid of a number of bits.
+
+    Args:
+        bits: layer → bits.
+        shapes: layer → ``(out_features, in_features)``.
+        grid: from bits to a grid.
+
+    Example:
+        >>> grid = lambda bits: QuantizationSpec(bits, symmetric=True)
+        >>> stored_total({"first": 4, "last": 2}, {"first": (1, 64), "last": (1, 64)}, grid)  # 32 + 2 + 16 + 2
+        52
 
     Chapter: advanced/dynamic
     """

@@ -19,6 +19,11 @@ from reference.models.minilm import Classifier
 class Answer(NamedTuple):
     """``logits`` ``[rows, classes]``, and ``exit`` ``[rows]``: index of the head that gave them, the last one's included.
 
+    Example:
+        >>> answer = Answer(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 2]))
+        >>> answer.exit.tolist()  # the first row left at the first head
+        [0, 2]
+
     Chapter: advanced/dynamic
     """
 
@@ -41,6 +46,17 @@ class EarlyExit(nn.Module):
         ValueError: ``exits`` is empty, does not rise, or is out of range.
 
     Source: Teerapittayanon et al. 2016, "BranchyNet", section III; Xin et al. 2020, "DeeBERT", section 3.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> config = BertConfig(vocab_size=8, hidden_size=4, intermediate_size=8,
+        ...                     num_hidden_layers=2, num_attention_heads=1)
+        >>> model = EarlyExit(Classifier(BertModel(config), classes=3), exits=[1]).eval()
+        >>> ids, mask = torch.tensor([[1, 2], [3, 4]]), torch.ones(2, 2, dtype=torch.int64)
+        >>> before = model(ids, mask).exit.tolist()
+        >>> _ = model.thresholds.fill_(9.0)  # above ln 3, the largest entropy there is
+        >>> before, model(ids, mask).exit.tolist()
+        ([1, 1], [0, 0])
 
     Chapter: advanced/dynamic
     """
@@ -123,6 +139,13 @@ def entropy(logits: Tensor) -> Tensor:
     Args:
         logits: ``[..., classes]``; large ones do not overflow.
 
+    Returns:
+        float32 ``[...]``, from 0 to ln(classes).
+
+    Example:
+        >>> entropy(torch.tensor([[0.0, 0.0], [1000.0, 0.0]])).exp().round(decimals=3).tolist()  # of two, and of one
+        [2.0, 1.0]
+
     Chapter: advanced/dynamic
     """
     log_probability = logits.float().log_softmax(-1)
@@ -137,10 +160,19 @@ def joint_loss(logits: Tensor, labels: Tensor, weights: Sequence[float] | None =
         labels: int64 ``[rows]``.
         weights: one a head, not negative; all alike if None.
 
+    Returns:
+        A scalar, nats a row.
+
     Raises:
         ValueError: the number of weights is not that of the heads.
 
     Source: Teerapittayanon et al. 2016, "BranchyNet", section III-B.
+
+    Example:
+        >>> labels = torch.tensor([0])
+        >>> logits = torch.tensor([[[0.0, 0.0]], [[50.0, 0.0]]])  # the first head knows nothing, the last all
+        >>> [round(float(joint_loss(logits, labels, weights).exp()), 3) for weights in ([0, 1], [1, 0])]
+        [1.0, 2.0]
 
     Chapter: advanced/dynamic
     """
@@ -157,6 +189,15 @@ def choose(logits: Tensor, thresholds: Tensor) -> Answer:
     Args:
         logits: ``[heads, rows, classes]``, the last head's included.
         thresholds: nats ``[heads - 1]``.
+
+    Returns:
+        ``logits`` ``[rows, classes]`` and ``exit`` int64 ``[rows]``.
+
+    Example:
+        >>> logits = torch.tensor([[[9.0, 0.0], [0.1, 0.0]], [[0.0, 5.0], [0.0, 5.0]]])  # [heads, rows, classes]
+        >>> answer = choose(logits, torch.tensor([0.1]))
+        >>> answer.exit.tolist(), answer.logits.argmax(1).tolist()  # the first row never asks the second head
+        ([0, 1], [0, 1])
 
     Chapter: advanced/dynamic
     """
@@ -183,6 +224,14 @@ def calibrate(logits: Tensor, labels: Tensor, tolerance: float) -> Tensor:
 
     Raises:
         ValueError: ``tolerance`` is negative, or shapes do not fit.
+
+    Example:
+        >>> logits = torch.tensor([[[9.0, 0.0], [0.0, 2.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0], [0.0, 9.0]]])
+        >>> labels = torch.tensor([0, 1, 1])  # the first head is wrong where it is least sure
+        >>> choose(logits, calibrate(logits, labels, tolerance=0.0)).exit.tolist()
+        [0, 0, 1]
+        >>> choose(logits, calibrate(logits, labels, tolerance=0.5)).exit.tolist()  # one of three may be lost
+        [0, 0, 0]
 
     Chapter: advanced/dynamic
     """

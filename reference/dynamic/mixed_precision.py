@@ -33,6 +33,17 @@ class Divergence:
     Raises:
         ValueError: there are no batches.
 
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8,
+        ...                      num_hidden_layers=1, num_attention_heads=2)
+        >>> model = LlamaForCausalLM(config).eval()
+        >>> loss = Divergence(model, [torch.tensor([[1, 2, 3]])])
+        >>> before = loss(model)
+        >>> model.lm_head.weight.data *= 50
+        >>> before, loss(model) > 0
+        (0.0, True)
+
     Chapter: advanced/dynamic
     """
 
@@ -65,6 +76,16 @@ class GptqRounding:
 
     Raises:
         ValueError: there are no batches.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8,
+        ...                      num_hidden_layers=1, num_attention_heads=2)
+        >>> model, name = LlamaForCausalLM(config).eval(), "model.layers.0.mlp.up_proj"
+        >>> rounding = GptqRounding(model, [torch.arange(64).view(8, 8) % 8])
+        >>> weight = rounding(name, model.get_submodule(name).weight.data, QuantizationSpec(2))
+        >>> [len(row.unique()) <= 4 for row in weight[:2]]  # two bits: four values a row
+        [True, True]
 
     Chapter: advanced/dynamic
     """
@@ -102,6 +123,13 @@ def shapes_of(model: nn.Module, skip: Sequence[str] = ()) -> dict[str, tuple[int
     Args:
         model: of :mod:`reference.models.families`.
         skip: patterns of names.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=12,
+        ...                      num_hidden_layers=1, num_attention_heads=2)
+        >>> shapes_of(LlamaForCausalLM(config), skip=["*self_attn*", "*up_proj"])
+        {'model.layers.0.mlp.gate_proj': (12, 8), 'model.layers.0.mlp.down_proj': (8, 12)}
 
     Chapter: advanced/dynamic
     """
@@ -142,6 +170,15 @@ def choose_bits(
     Raises:
         ValueError: ``average_bits`` is below what the fewest bits take, or no layer is left.
 
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(vocab_size=8, hidden_size=32, intermediate_size=32, initializer_range=0.5,
+        ...                      num_hidden_layers=1, num_attention_heads=2)
+        >>> model, ids = LlamaForCausalLM(config).eval(), torch.arange(16).view(2, 8) % 8
+        >>> bits = choose_bits(model, QuantizationSpec(4, symmetric=True), 3.5, [ids], options=(2, 4))
+        >>> sorted(set(bits.values())), sum(bits.values()) <= 3 * len(bits)  # half a bit a weight goes to the scales
+        ([2, 4], True)
+
     Chapter: advanced/dynamic
     """
     shapes = shapes_of(model, skip)
@@ -164,6 +201,13 @@ def check_budget(shapes: Mapping[str, tuple[int, int]], smallest: QuantizationSp
 
     Raises:
         ValueError: ``average_bits`` is below what ``smallest`` takes; the message has that.
+
+    Example:
+        >>> check_budget({"up": (8, 64)}, QuantizationSpec(2, symmetric=True), 2.25)  # 2 bits, and 16 for 64 weights
+        >>> check_budget({"up": (8, 64)}, QuantizationSpec(2, symmetric=True), 2.0)
+        Traceback (most recent call last):
+            ...
+        ValueError: average_bits is 2.0; 2 bits in every layer take 2.25 with scales and zero points...
 
     Chapter: none (checks)
     """

@@ -29,6 +29,12 @@ def features(embedding: Tensor, token_ids: Tensor) -> Tensor:
     Raises:
         ValueError: ``token_ids`` is not a matrix.
 
+    Example:
+        >>> embedding = torch.tensor([[0.0], [1.0], [5.0]])
+        >>> features(embedding, torch.tensor([[1, 2, 1], [0, 1, 2]]))  # mean, and share of tokens that repeat
+        tensor([[2.3333, 0.5000],
+                [2.0000, 0.0000]])
+
     Chapter: advanced/dynamic
     """
     if token_ids.ndim != 2:
@@ -47,6 +53,11 @@ class Router:
         weight: ``[f]``.
         offset: prediction for a request of mean features.
         penalty: that :func:`fit` chose.
+
+    Example:
+        >>> router = Router(torch.tensor([1.0]), torch.tensor([2.0]), torch.tensor([3.0]), offset=0.5, penalty=1.0)
+        >>> router(torch.tensor([[1.0], [5.0]]))  # 3 · (5 - 1) / 2 + 0.5
+        tensor([0.5000, 6.5000])
 
     Chapter: advanced/dynamic
     """
@@ -73,10 +84,19 @@ def fit(features: Tensor, small: Tensor, large: Tensor, penalties: tuple[float, 
         small, large: losses ``[requests]`` of the two models.
         penalties: values of :math:`\lambda` to choose from.
 
+    Returns:
+        The router, float32; one unit of its prediction is one of the losses.
+
     Raises:
         ValueError: lengths differ, or there are fewer than three requests.
 
     Source: Hoerl and Kennard 1970 for ridge regression; Allen 1974 for the left-out errors.
+
+    Example:
+        >>> x = torch.arange(8.0)[:, None]  # the large model is better by the feature itself
+        >>> router = fit(x, small=10 + x[:, 0], large=torch.full((8,), 10.0))
+        >>> router.penalty, round(float(router(torch.tensor([[3.5]]))), 2)
+        (0.01, 3.5)
 
     Chapter: advanced/dynamic
     """
@@ -107,6 +127,11 @@ def fit(features: Tensor, small: Tensor, large: Tensor, penalties: tuple[float, 
 class Curve(NamedTuple):
     """``share`` of the requests that the large model answers, ``loss`` and ``cost`` a request, each ``[requests + 1]``.
 
+    Example:
+        >>> found = Curve(np.array([0.0, 1.0]), np.array([3.0, 2.0]), np.array([1.0, 5.0]))
+        >>> float(found.loss[0] - found.loss[-1])  # what the large model brings, for four units of cost
+        1.0
+
     Chapter: advanced/dynamic
     """
 
@@ -125,8 +150,17 @@ def curve(
         small, large: losses ``[requests]``.
         cost_small, cost_large, cost_router: of one request, in any unit.
 
+    Returns:
+        ``requests + 1`` points, from none to all at the large model.
+
     Raises:
         ValueError: lengths differ.
+
+    Example:
+        >>> small, large = torch.tensor([3.0, 2.0]), torch.tensor([1.0, 2.0])
+        >>> found = curve(small - large, small, large, cost_small=1.0, cost_large=5.0)
+        >>> found.loss.tolist(), found.cost.tolist()  # half of the requests are enough
+        ([2.5, 1.5, 1.5], [1.0, 3.0, 5.0])
 
     Chapter: advanced/dynamic
     """
@@ -145,6 +179,14 @@ def advantage(score: Tensor, small: Tensor, large: Tensor) -> float:
 
     Args:
         score, small, large: as :func:`curve`.
+
+    Returns:
+        In the unit of the losses; 0 for a random router.
+
+    Example:
+        >>> small, large = torch.tensor([3.0, 2.0]), torch.tensor([1.0, 2.0])
+        >>> advantage(small - large, small, large), advantage(large - small, small, large)  # oracle, and its opposite
+        (0.25, -0.25)
 
     Chapter: advanced/dynamic
     """
@@ -165,10 +207,19 @@ def bootstrap(
         level: probability, above 0 and below 1.
         seed: of the draws.
 
+    Returns:
+        Lower and upper end.
+
     Raises:
         ValueError: ``level`` is out of range.
 
     Source: Efron 1979, "Bootstrap methods: another look at the jackknife".
+
+    Example:
+        >>> values = torch.tensor([1.0, 2.0, 3.0, 4.0])
+        >>> low, high = bootstrap(lambda rows: float(values[rows].mean()), len(values))
+        >>> 1 <= low < 2.5 < high <= 4
+        True
 
     Chapter: advanced/dynamic
     """
@@ -189,6 +240,18 @@ class RoutedModels(nn.Module):
         threshold: requests whose predicted gain is above it go to the large model; infinity sends none, minus
             infinity all.
         prompt: tokens that the router looks at, the first of each request.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> class Model(nn.Embedding):  # a stand-in for a language model: its logits are its embeddings
+        ...     get_input_embeddings = lambda self: self
+        ...     forward = lambda self, input_ids: SimpleNamespace(logits=self.weight[input_ids])
+        >>> small, large = (Model.from_pretrained(torch.tensor([[0.0], [1.0], [top]])) for top in (0.0, 5.0))
+        >>> router = Router(torch.zeros(2), torch.ones(2), torch.ones(2), offset=0.0, penalty=1.0)
+        >>> ids = torch.tensor([[2, 2], [2, 0]])  # predicted gains 5 + 1 and 2.5 + 0
+        >>> RoutedModels(small, large, router, threshold=3.0, prompt=2)(ids)[:, :, 0]
+        tensor([[5., 5.],
+                [0., 0.]])
 
     Chapter: advanced/dynamic
     """

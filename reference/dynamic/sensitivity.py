@@ -31,6 +31,13 @@ def rounded(weight: Tensor, spec: QuantizationSpec) -> Tensor:
         weight: ``[out_features, in_features]``.
         spec: the grid.
 
+    Returns:
+        ``[out_features, in_features]``, dtype of ``weight``.
+
+    Example:
+        >>> rounded(torch.tensor([[0.0, 0.4, 1.2, 3.0]]), QuantizationSpec(2))  # steps of 1
+        tensor([[0., 0., 1., 3.]])
+
     Chapter: advanced/dynamic
     """
     return quantize_layer(weight.detach(), spec).dequantize(weight.dtype)
@@ -66,6 +73,13 @@ def measured(
 
     Source: Dong et al. 2019, "HAWQ", section 1, which calls it the brute-force search that the Hessian replaces.
 
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 1, bias=False))
+        >>> model[0].weight.data = torch.tensor([[0.0, 0.25, 1.0, 3.0]])
+        >>> loss = lambda model: float((model[0].weight.sum() - 4.25).abs())
+        >>> measured(model, [QuantizationSpec(2)], ["0"], loss)  # 0.25 is rounded to 0
+        {'0': {2: 0.25}}
+
     Chapter: advanced/dynamic
     """
     if len({grid.bits for grid in grids}) < len(grids):
@@ -90,6 +104,15 @@ def squared_errors(model: nn.Module, grids: Sequence[QuantizationSpec], names: S
 
     Args:
         model, grids, names: as :func:`measured`.
+
+    Returns:
+        Layer → bits → sum of squares, computed in float64.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 1, bias=False))
+        >>> model[0].weight.data = torch.tensor([[0.0, 0.25, 1.5, 3.0]])
+        >>> squared_errors(model, [QuantizationSpec(2)], ["0"])  # 1.5 rounds to 2, 0.25 to 0
+        {'0': {2: 0.3125}}
 
     Chapter: advanced/dynamic
     """
@@ -126,6 +149,12 @@ def fisher(
     Raises:
         ValueError: ``count`` is not positive.
 
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 1, bias=False))
+        >>> samples = [torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0])]
+        >>> fisher(model, ["0"], samples, lambda model, x: model(x).sum(), count=2)["0"]  # mean of x²
+        tensor([[1., 5.]])
+
     Chapter: advanced/dynamic
     """
     if count < 1:
@@ -146,6 +175,16 @@ def predicted_by_fisher(model: nn.Module, grids: Sequence[QuantizationSpec], dia
         model, grids: as :func:`measured`.
         diagonal: of :func:`fisher`.
 
+    Returns:
+        Layer → bits → predicted rise of the loss.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 1, bias=False))
+        >>> model[0].weight.data = torch.tensor([[0.0, 0.25, 1.5, 3.0]])
+        >>> diagonal = {"0": torch.tensor([[0.0, 16.0, 4.0, 0.0]])}
+        >>> predicted_by_fisher(model, [QuantizationSpec(2)], diagonal)  # half of 16 / 16 + 4 / 4
+        {'0': {2: 1.0}}
+
     Chapter: advanced/dynamic
     """
     table: Table = {}
@@ -159,6 +198,11 @@ def predicted_by_fisher(model: nn.Module, grids: Sequence[QuantizationSpec], dia
 
 class Trace(NamedTuple):
     """``mean`` of the draws, ``error`` its standard error, and ``size``, the number of weights.
+
+    Example:
+        >>> trace = Trace(mean=12.0, error=0.5, size=6)
+        >>> trace.mean / trace.size  # mean of the diagonal
+        2.0
 
     Chapter: advanced/dynamic
     """
@@ -184,10 +228,19 @@ def hessian_traces(
         draws: number of :math:`z`, 2 or more; HAWQ-V2 takes about 50.
         seed: of the signs.
 
+    Returns:
+        Layer → trace, with the standard error over the draws.
+
     Raises:
         ValueError: fewer than 2 draws.
 
     Source: Hutchinson 1989; Dong et al. 2020, "HAWQ-V2", section 3.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 1, bias=False))
+        >>> loss = lambda model: (model[0].weight.square() * torch.tensor([[1.0, 3.0]])).sum()
+        >>> hessian_traces(model, ["0"], loss, draws=4)  # second derivatives 2 and 6
+        {'0': Trace(mean=8.0, error=0.0, size=2)}
 
     Chapter: advanced/dynamic
     """
@@ -218,7 +271,15 @@ def predicted_by_hessian(errors: Mapping[str, Mapping[int, float]], traces: Mapp
         errors: of :func:`squared_errors`.
         traces: of :func:`hessian_traces`; the mean of the diagonal counts, so that a large layer is not favoured.
 
+    Returns:
+        Layer → bits → predicted rise of the loss.
+
     Source: Dong et al. 2020, "HAWQ-V2", section 3.
+
+    Example:
+        >>> traces = {"up": Trace(mean=12.0, error=0.5, size=6)}
+        >>> predicted_by_hessian({"up": {4: 0.5, 8: 0.125}}, traces)  # 12 / 6 · 0.5 / 2
+        {'up': {4: 0.5, 8: 0.125}}
 
     Chapter: advanced/dynamic
     """
@@ -234,8 +295,15 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
     Args:
         first, second: equally many numbers, two or more.
 
+    Returns:
+        From −1 to 1; NaN where one is constant.
+
     Raises:
         ValueError: the numbers of entries differ, or there is only one.
+
+    Example:
+        >>> round(rank_correlation([1.0, 2.0, 3.0], [10.0, 20.0, 500.0]), 3)
+        1.0
 
     Chapter: advanced/dynamic
     """

@@ -47,6 +47,15 @@ class TokenSkippingMLP(nn.Module):
     Source: Raposo et al. 2024, "Mixture-of-Depths", section 3, for picking tokens by a router whose score is in the
     gradient's path; the threshold in place of the rank is their section 3.5's aim by other means.
 
+    Example:
+        >>> router = nn.Linear(1, 1)
+        >>> router.weight.data, router.bias.data = torch.tensor([[1.0]]), torch.tensor([0.0])
+        >>> layer = TokenSkippingMLP(nn.Identity(), router, capacity=0.5).eval()
+        >>> _ = layer.threshold.fill_(2.0)
+        >>> layer(torch.tensor([[[1.0], [3.0]]]))  # the first token scores 1: nothing is added to its residual
+        tensor([[[0.],
+                 [3.]]])
+
     Chapter: advanced/dynamic
     """
 
@@ -91,6 +100,13 @@ def cut_at(score: Tensor, capacity: float) -> Tensor:
         score: of any shape.
         capacity: ``0 < capacity <= 1``; where no token is left out the result is minus infinity, below all scores to come.
 
+    Returns:
+        A scalar, dtype of ``score``.
+
+    Example:
+        >>> cut_at(torch.tensor([1.0, 4.0, 2.0, 3.0]), 0.5), cut_at(torch.tensor([1.0, 4.0]), 1.0)
+        (tensor(2.5000), tensor(-inf))
+
     Chapter: advanced/dynamic
     """
     flat = score.flatten()
@@ -120,6 +136,14 @@ def skip_tokens(
 
     Raises:
         ValueError: a block has no ``mlp``, ``first`` is not a block, or ``capacity`` is out of range.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8,
+        ...                      num_hidden_layers=2, num_attention_heads=2)
+        >>> model = skip_tokens(LlamaForCausalLM(config), capacity=0.5)
+        >>> [type(block.mlp).__name__ for block in model.model.layers]
+        ['LlamaMLP', 'TokenSkippingMLP']
 
     Chapter: advanced/dynamic
     """
@@ -163,6 +187,15 @@ def fit_routers(
 
     Raises:
         ValueError: a block has no ``mlp``, or ``penalty`` is not positive.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8,
+        ...                      num_hidden_layers=2, num_attention_heads=2)
+        >>> model, ids = LlamaForCausalLM(config).eval(), torch.arange(32).view(4, 8) % 8
+        >>> [router] = fit_routers(model, [ids])
+        >>> router.weight.shape, router.bias.shape
+        (torch.Size([1, 8]), torch.Size([1]))
 
     Chapter: advanced/dynamic
     """
@@ -232,6 +265,15 @@ def set_thresholds(model: nn.Module, tokens: list[Tensor], capacity: float) -> d
 
     Raises:
         ValueError: ``capacity`` is out of range, or the model skips nothing.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8,
+        ...                      num_hidden_layers=2, num_attention_heads=2)
+        >>> model, ids = LlamaForCausalLM(config).eval(), torch.arange(8).view(1, 8)
+        >>> model = skip_tokens(model, 0.5, routers=fit_routers(model, [ids]))
+        >>> set_thresholds(model, [ids], 0.5)
+        {'model.layers.1.mlp': 0.5}
 
     Chapter: advanced/dynamic
     """

@@ -15,8 +15,16 @@ def topics_classifier() -> EarlyExit:
 
     Thresholds are 0: set them with :func:`reference.dynamic.early_exit.calibrate`.
 
+    Returns:
+        A model with heads after none, four and all of its blocks, in evaluation mode.
+
     Raises:
         ValueError: MiniLM is not there, see :func:`reference.models.minilm.path`.
+
+    Example:
+        >>> model = topics_classifier()
+        >>> model.exits, model.classifier.head.out_features, model.thresholds.tolist()
+        ((0, 4), 10, [0.0, 0.0])
 
     Chapter: advanced/dynamic
     """

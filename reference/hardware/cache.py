@@ -19,8 +19,16 @@ def misses(lines: Lines, *, sets: int, ways: int) -> int:
         sets: line ``n`` can only lie in set ``n % sets``; 1 is a fully associative cache.
         ways: lines in a set.
 
+    Returns:
+        A number from the count of different lines to that of reads.
+
     Raises:
         ValueError: ``sets`` or ``ways`` is below 1, or a line is negative.
+
+    Example:
+        >>> reads = np.array([0, 1, 2, 0, 1, 2])
+        >>> [misses(reads, sets=1, ways=ways) for ways in (2, 3)]  # one line too few, and every read misses
+        [6, 3]
 
     Chapter: advanced/hardware_aware
     """
@@ -64,8 +72,15 @@ def sparse_product_lines(
         row_bytes: bytes of a row of ``X``, a multiple of ``line_bytes`` or a divisor of it.
         line_bytes: bytes of a line of the cache.
 
+    Returns:
+        int64 ``[reads]``, line numbers in the order of reading.
+
     Raises:
         ValueError: rows of ``X`` and lines do not divide.
+
+    Example:
+        >>> sparse_product_lines(np.array([0, 2, 3]), np.array([0, 2, 1]), row_bytes=128)  # two lines a row of X
+        array([0, 1, 4, 5, 2, 3])
 
     Chapter: advanced/hardware_aware
     """

@@ -27,6 +27,15 @@ class Device:
         cite: keys of the book's bibliography.
         unchecked: names of fields that we could not compare with the source.
 
+    Example:
+        >>> toy = Device("toy", bandwidth=100e9, rates={"16-bit": 10e12})
+        >>> toy.rate("16-bit") / toy.bandwidth  # operations that it can do for each byte that it can read
+        100.0
+        >>> toy.rate("int8")
+        Traceback (most recent call last):
+            ...
+        ValueError: toy has no rate for 'int8'; it has 16-bit
+
     Chapter: advanced/hardware_aware
     """
 
@@ -68,6 +77,10 @@ def _read() -> dict[str, Device]:
 def devices() -> dict[str, Device]:
     """All devices of the data file, by name, in its order.
 
+    Example:
+        >>> [name for name, device in devices().items() if device.kind == "phone"]
+        ['Snapdragon 8 Gen 3']
+
     Chapter: advanced/hardware_aware
     """
     return dict(_read())
@@ -79,8 +92,16 @@ def device(name: str) -> Device:
     Args:
         name: such as ``"H100 SXM"``.
 
+    Returns:
+        The same object at each call.
+
     Raises:
         ValueError: there is no such device.
+
+    Example:
+        >>> h100 = device("H100 SXM")
+        >>> h100.bandwidth, round(h100.rate("int8") / h100.rate("16-bit"), 2)
+        (3350000000000.0, 2.0)
 
     Chapter: advanced/hardware_aware
     """

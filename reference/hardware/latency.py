@@ -19,6 +19,11 @@ Input = TypeVar("Input")
 class Latency(NamedTuple):
     """Seconds of one call: the best, the median, and the middle half of the repeats.
 
+    Example:
+        >>> slow, fast = Latency(2.0, 2.5, 2.25, 3.0), Latency(1.0, 1.25, 1.0, 1.5)
+        >>> slow.median / fast.median
+        2.0
+
     Chapter: quantization/post_training, advanced/hardware_aware
     """
 
@@ -31,8 +36,15 @@ class Latency(NamedTuple):
 def summary(seconds: Sequence[float]) -> Latency:
     """Best, median and middle half of measured times, at least 4.
 
+    Args:
+        seconds: of one call each, in any order.
+
     Raises:
         ValueError: there are fewer than 4.
+
+    Example:
+        >>> summary([9.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])  # one call was disturbed
+        Latency(best=1.0, median=5.0, low=3.0, high=7.0)
 
     Chapter: advanced/hardware_aware
     """
@@ -55,6 +67,11 @@ def latency(function: Callable[[], object], *, repeats: int = 20, warmup: int = 
     Raises:
         ValueError: ``repeats`` is below 4.
 
+    Example:
+        >>> found = latency(lambda: sum(range(1000)), repeats=8)
+        >>> 0 < found.best <= found.low <= found.median <= found.high
+        True
+
     Chapter: quantization/post_training, advanced/hardware_aware
     """
     return compare({"": function}, repeats=repeats, warmup=warmup)[""]
@@ -76,6 +93,11 @@ def compare(
 
     Raises:
         ValueError: there is nothing to time, or ``repeats`` is below 4.
+
+    Example:
+        >>> found = compare({"short": lambda: sum(range(10)), "long": lambda: sum(range(50_000))}, repeats=8)
+        >>> found["short"].best < found["long"].best
+        True
 
     Chapter: advanced/hardware_aware
     """
@@ -104,8 +126,17 @@ def rotated(function: Callable[[Input], object], inputs: Sequence[Input]) -> Cal
     One weight that is read again and again stays in the cache, and the time is the cache's. Give copies that together
     are several times larger than it.
 
+    Args:
+        function: of one input.
+        inputs: one or more, for example copies of a weight.
+
     Raises:
         ValueError: ``inputs`` is empty.
+
+    Example:
+        >>> call = rotated(lambda weight: 10 * weight, [1, 2])
+        >>> [call() for _ in range(3)]
+        [10, 20, 10]
 
     Chapter: advanced/hardware_aware
     """
@@ -118,6 +149,14 @@ def rotated(function: Callable[[Input], object], inputs: Sequence[Input]) -> Cal
 @contextmanager
 def threads(count: int) -> Iterator[None]:
     """Let torch use ``count`` threads inside the block, and as many as before after it.
+
+    Args:
+        count: 1 or more.
+
+    Example:
+        >>> with threads(1):
+        ...     torch.get_num_threads()
+        1
 
     Chapter: advanced/hardware_aware
     """
@@ -139,8 +178,18 @@ def captured(call: Callable[[int], object], copies: int) -> Callable[[], float]:
         call: of an index below ``copies``; it may allocate, and must not wait for the device.
         copies: calls in the graph.
 
+    Returns:
+        A call that replays the graph and gives seconds, the mean of its calls.
+
     Raises:
         RuntimeError: there is no CUDA device.
+
+    Example:
+        >>> weights = torch.ones(4, 8, 8)
+        >>> if torch.cuda.is_available():  # a CPU has no graphs
+        ...     weights = weights.cuda()
+        ...     product = captured(lambda i: weights[i] @ weights[i], copies=4)
+        ...     assert product() > 0  # seconds
 
     Chapter: advanced/kernels
     """
@@ -162,8 +211,22 @@ def captured(call: Callable[[int], object], copies: int) -> Callable[[], float]:
 def launched(call: Callable[[int], object], copies: int) -> Callable[[], float]:
     """The same without a graph, for calls that wait for the device: seconds per call, launches included.
 
+    Args:
+        call: of an index below ``copies``; it may wait for the device.
+        copies: calls at a time.
+
+    Returns:
+        A call that gives seconds, the mean of ``copies`` calls.
+
     Raises:
         RuntimeError: there is no CUDA device.
+
+    Example:
+        >>> weights = torch.ones(4, 8, 8)
+        >>> if torch.cuda.is_available():
+        ...     weights = weights.cuda()
+        ...     waiting = launched(lambda i: float(weights[i].sum()), copies=4)
+        ...     assert waiting() > 0  # seconds, the wait for each number included
 
     Chapter: advanced/kernels
     """

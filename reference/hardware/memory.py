@@ -19,6 +19,11 @@ Result = TypeVar("Result")
 class Resident(NamedTuple):
     """Bytes of this process in memory: now, and the most so far.
 
+    Example:
+        >>> before, after = Resident(now=100, peak=300), Resident(now=150, peak=300)
+        >>> after.now - before.now  # the peak was earlier, and says nothing of these
+        50
+
     Chapter: advanced/hardware_aware
     """
 
@@ -31,6 +36,11 @@ def resident() -> Resident:
 
     Pages of mapped files count, and the system may drop and reload them; on Linux, ``now`` and ``peak`` are VmRSS and
     VmHWM. Elsewhere only the peak is known, and stands for both.
+
+    Example:
+        >>> found = resident()
+        >>> found.peak >= found.now > 1_000_000
+        True
 
     Chapter: advanced/hardware_aware
     """
@@ -51,11 +61,20 @@ def added_peak(function: Callable[[], Result], *, every: float = 0.002) -> tuple
     A thread looks every ``every`` seconds: shorter peaks are missed, and memory that the allocator already held is not
     new. Run it in a fresh process to measure a model's load.
 
+    Args:
+        function: called once.
+        every: seconds between two looks.
+
     Returns:
         What the function returned, and bytes, 0 or more.
 
     Raises:
         RuntimeError: the system has no ``/proc/self/statm``.
+
+    Example:
+        >>> result, added = added_peak(lambda: bytearray(b"x") * 50_000_000)
+        >>> len(result), added > 40_000_000
+        (50000000, True)
 
     Chapter: advanced/hardware_aware
     """
@@ -87,8 +106,16 @@ def added_peak(function: Callable[[], Result], *, every: float = 0.002) -> tuple
 def model_bytes(model: nn.Module) -> dict[str, int]:
     """Bytes of a model's tensors by kind, storage that several share counted once.
 
+    Args:
+        model: any module.
+
     Returns:
         ``"parameters"`` and ``"buffers"`` (packed codes, scales, masks, …); in a tie the parameter has it.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2))
+        >>> model_bytes(model)  # 4 · (8 + 2 + 2 + 2), and two statistics with an 8-byte counter
+        {'parameters': 56, 'buffers': 24}
 
     Chapter: advanced/hardware_aware
     """
@@ -105,6 +132,10 @@ def model_bytes(model: nn.Module) -> dict[str, int]:
 
 class DecoderMemory(NamedTuple):
     """Bytes of a decoder at work.
+
+    Example:
+        >>> DecoderMemory(weights=6e9, cache=1e9, activations=5e8).total
+        7500000000.0
 
     Chapter: advanced/hardware_aware
     """
@@ -136,6 +167,20 @@ def decoder_memory(
         context: tokens in each cache.
         tokens: tokens of each sequence in one step: 1 when decoding, the prompt's length in prefill.
         logits: tokens of each sequence whose logits are computed at once; None: the last one only.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        ValueError: ``tokens`` is below 1, or as :func:`reference.hardware.serving.cache_bytes`.
+
+    Example:
+        >>> from reference.hardware.roofline import SCHEMES
+        >>> shape = DecoderShape(
+        ...     layers=2, hidden=8, intermediate=16, heads=2, key_value_heads=1, head_size=4, vocabulary=10)
+        >>> found = decoder_memory(shape, SCHEMES["W16A16"], batch=3, context=100)
+        >>> found.cache == 2 * 2 * 4 * 100 * 3 * 2  # keys and values, layers, width, tokens, sequences, bytes
+        True
 
     Chapter: advanced/hardware_aware
     """

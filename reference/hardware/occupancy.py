@@ -6,6 +6,11 @@ from typing import NamedTuple
 class Limits(NamedTuple):
     """What one multiprocessor has: CUDA C++ programming guide, technical specifications per compute capability.
 
+    Example:
+        >>> limits = LIMITS[90]
+        >>> limits.registers // (limits.warps * 32)  # registers of a thread where all warps are there
+        32
+
     Chapter: advanced/kernels
     """
 
@@ -28,6 +33,11 @@ RESERVED, REGISTER_UNIT = 1024, 256
 
 class Occupancy(NamedTuple):
     """Blocks and warps of a kernel on one multiprocessor, their share of the most, and what sets the limit.
+
+    Example:
+        >>> found = occupancy(90, warps=4, registers=32, shared=0)
+        >>> found.warps, found.share
+        (64, 1.0)
 
     Chapter: advanced/kernels
     """
@@ -54,6 +64,12 @@ def occupancy(capability: int, *, warps: int, registers: int, shared: int) -> Oc
         ValueError: an unknown capability, or a count below what a kernel can have.
 
     Source: CUDA C++ programming guide; registers are given out to a warp 256 at a time.
+
+    Example:
+        >>> occupancy(90, warps=4, registers=128, shared=64 * 1024)  # three blocks of 64 + 1 KiB in 228
+        Occupancy(blocks=3, warps=12, share=0.1875, limit='shared memory')
+        >>> occupancy(90, warps=4, registers=128, shared=0)  # four blocks of 128 threads with 128 registers
+        Occupancy(blocks=4, warps=16, share=0.25, limit='registers')
 
     Chapter: advanced/kernels
     """

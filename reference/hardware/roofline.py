@@ -35,6 +35,11 @@ class Scheme:
     Raises:
         ValueError: a width is negative, or ``group_size`` is not positive.
 
+    Example:
+        >>> scheme = Scheme("W4A16", 4, 16, "16-bit", group_size=128, scale_bits=16)
+        >>> scheme.bits_per_weight(columns=4096)
+        4.125
+
     Chapter: advanced/hardware_aware
     """
 
@@ -83,6 +88,11 @@ SCHEMES = {
 class Work:
     """What one call asks of a device.
 
+    Example:
+        >>> work = Work(weight_bytes=900.0, activation_bytes=100.0, operations=2000.0, arithmetic="16-bit")
+        >>> work.bytes, work.intensity
+        (1000.0, 2.0)
+
     Chapter: advanced/hardware_aware
     """
 
@@ -115,10 +125,23 @@ def linear(scheme: Scheme, rows: float, outputs: int, columns: int) -> Work:
 
     Operations are ``2 · rows · outputs · columns``. What it costs to quantise ``X`` is not in here.
 
+    Args:
+        scheme: of the weight and its inputs.
+        rows: of ``X``, the tokens that are computed at once.
+        outputs: rows of ``W``.
+        columns: of ``W`` and ``X``.
+
     Raises:
         ValueError: a size is not positive.
 
     Source: Williams et al. 2009.
+
+    Example:
+        >>> one, many = (linear(SCHEMES["W16A16"], rows, 4096, 4096) for rows in (1, 1024))
+        >>> one.weight_bytes == many.weight_bytes == 2 * 4096**2
+        True
+        >>> round(one.intensity, 1), round(many.intensity)  # operations a byte
+        (1.0, 683)
 
     Chapter: advanced/hardware_aware
     """
@@ -139,8 +162,17 @@ def seconds(work: Work, device: Device, *, memory_efficiency: float = 1.0, rate_
         memory_efficiency: fraction of the bandwidth that a kernel reaches, in (0, 1].
         rate_efficiency: fraction of the rate that it reaches, in (0, 1].
 
+    Returns:
+        Seconds, at least.
+
     Raises:
         ValueError: an efficiency is outside (0, 1], or the device lacks the arithmetic.
+
+    Example:
+        >>> toy = Device("toy", bandwidth=1e9, rates={"16-bit": 1e12})
+        >>> few, many = Work(1e9, 0.0, 1e9, "16-bit"), Work(1e9, 0.0, 5e12, "16-bit")
+        >>> seconds(few, toy), seconds(many, toy)  # memory decides, then arithmetic
+        (1.0, 5.0)
 
     Chapter: advanced/hardware_aware
     """
@@ -159,8 +191,16 @@ def issue_seconds(instructions: float, device: Device, *, lanes: int = 128) -> f
         device: with multiprocessors and a clock.
         lanes: lanes whose instruction one multiprocessor issues in a cycle.
 
+    Returns:
+        Seconds, at least.
+
     Raises:
         ValueError: the device has no multiprocessors or no clock.
+
+    Example:
+        >>> toy = Device("toy", bandwidth=1e9, rates={}, multiprocessors=10, clock=1e9)
+        >>> issue_seconds(3 * 1.28e12, toy)  # 10 · 128 · 10⁹ lanes a second
+        3.0
 
     Chapter: advanced/kernels
     """
@@ -173,6 +213,26 @@ def ridge(scheme: Scheme, device: Device, outputs: int, columns: int) -> float:
     """Rows of activations up to which memory is the limit and beyond which arithmetic is; infinite if it never is.
 
     Solves ``(a + b M) / bandwidth = 2 M N K / rate``.
+
+    Args:
+        scheme: of the layer.
+        device: its ceilings.
+        outputs: N of the layer.
+        columns: K of the layer.
+
+    Returns:
+        A number of rows, not a whole one.
+
+    Raises:
+        ValueError: the device lacks the arithmetic.
+
+    Example:
+        >>> from reference.hardware.devices import device
+        >>> round(ridge(SCHEMES["W16A16"], device("H100 SXM"), 4096, 4096))  # rows
+        345
+        >>> toy = Device("toy", bandwidth=1e9, rates={"16-bit": 1e15})
+        >>> ridge(SCHEMES["W16A16"], toy, 64, 64)  # arithmetic that is never waited for
+        inf
 
     Chapter: advanced/hardware_aware
     """
@@ -207,6 +267,13 @@ def crossovers(
 
     Returns:
         Ascending; touching without changing places does not count.
+
+    Example:
+        >>> from reference.hardware.devices import device
+        >>> first, second = SCHEMES["W4A16"], SCHEMES["W8A8"]
+        >>> [rows] = crossovers(first, second, device("H100 SXM"), 4096, 4096)
+        >>> 100 < rows < 300  # fewer bytes win below, the faster arithmetic above
+        True
 
     Chapter: advanced/hardware_aware
     """

@@ -28,6 +28,12 @@ class DecoderShape:
     Raises:
         ValueError: a size is below 1, or query heads do not divide among key-value heads.
 
+    Example:
+        >>> shape = DecoderShape(
+        ...     layers=2, hidden=8, intermediate=16, heads=2, key_value_heads=1, head_size=4, vocabulary=10)
+        >>> shape.linears()  # query, key, value, output; gate, up, down
+        [(8, 8), (4, 8), (4, 8), (8, 8), (16, 8), (16, 8), (8, 16)]
+
     Chapter: advanced/hardware_aware
     """
 
@@ -67,6 +73,14 @@ LLAMA_2_70B = DecoderShape(80, 8192, 28672, 64, 8, 128, 32000)
 def weight_bytes(shape: DecoderShape, scheme: Scheme) -> float:
     """Bytes of all weights: blocks under ``scheme``, embedding and output layer in 16 bits, norms left out.
 
+    Args:
+        shape: the model.
+        scheme: of the blocks' linear layers.
+
+    Example:
+        >>> [round(weight_bytes(LLAMA_2_7B, SCHEMES[name]) / 1e9, 1) for name in ("W16A16", "W4A16")]
+        [13.5, 4.0]
+
     Chapter: advanced/hardware_aware
     """
     block = sum(n * k * scheme.bits_per_weight(k) / 8 for n, k in shape.linears())
@@ -75,6 +89,19 @@ def weight_bytes(shape: DecoderShape, scheme: Scheme) -> float:
 
 def cache_bytes(shape: DecoderShape, bits: float, context: int, batch: int = 1) -> float:
     """Bytes of keys and values of ``batch`` sequences of ``context`` tokens; scales of a quantised cache left out.
+
+    Args:
+        shape: the model.
+        bits: of one number of the cache.
+        context: tokens in each cache, 0 or more.
+        batch: sequences, 1 or more.
+
+    Raises:
+        ValueError: ``context`` or ``batch`` is out of range.
+
+    Example:
+        >>> [cache_bytes(shape, 16, context=1) / 2**10 for shape in (LLAMA_2_7B, LLAMA_3_8B)]  # KiB a token
+        [512.0, 128.0]
 
     Chapter: advanced/hardware_aware
     """
@@ -85,6 +112,19 @@ def cache_bytes(shape: DecoderShape, bits: float, context: int, batch: int = 1) 
 
 def attention(shape: DecoderShape, bits: float, context: int, batch: int = 1) -> Work:
     """Work of one step's attention over caches of ``context`` tokens, all layers: two products for each query head.
+
+    Args:
+        shape: the model.
+        bits: of one number of the cache.
+        context: tokens in each cache, 1 or more.
+        batch: sequences, each with one new token.
+
+    Raises:
+        ValueError: as :func:`cache_bytes`.
+
+    Example:
+        >>> [attention(shape, 16, context=1000).intensity for shape in (LLAMA_2_7B, LLAMA_3_8B)]  # queries a key
+        [1.0, 4.0]
 
     Chapter: advanced/hardware_aware
     """
@@ -112,6 +152,19 @@ def step_seconds(
         context: tokens in each cache.
         memory_efficiency: as in `roofline.seconds`.
         rate_efficiency: as in `roofline.seconds`.
+
+    Returns:
+        Seconds, at least.
+
+    Raises:
+        ValueError: a number is out of range, an efficiency is outside (0, 1], or the device lacks the arithmetic.
+
+    Example:
+        >>> from reference.hardware.devices import device
+        >>> h100, scheme = device("H100 SXM"), SCHEMES["W16A16"]
+        >>> one, eight = (step_seconds(LLAMA_2_7B, scheme, h100, batch=batch, context=0) for batch in (1, 8))
+        >>> round(1000 * one, 1), eight / one < 1.01  # milliseconds; eight tokens for the price of one
+        (3.9, True)
 
     Chapter: advanced/hardware_aware
     """
@@ -147,8 +200,18 @@ def prefill_seconds(
         memory_efficiency: as in `roofline.seconds`.
         rate_efficiency: as in `roofline.seconds`.
 
+    Returns:
+        Seconds, at least.
+
     Raises:
         ValueError: ``prompt`` or ``batch`` is below 1, or as `roofline.seconds`.
+
+    Example:
+        >>> from reference.hardware.devices import device
+        >>> h100, scheme = device("H100 SXM"), SCHEMES["W16A16"]
+        >>> short, long = (prefill_seconds(LLAMA_2_7B, scheme, h100, batch=1, prompt=prompt) for prompt in (1024, 4096))
+        >>> 4 < long / short < 5  # a little more than in proportion: attention
+        True
 
     Chapter: deployment/trade_offs
     """
@@ -175,6 +238,20 @@ def tokens_per_second(
     rate_efficiency: float = 1.0,
 ) -> float | None:
     """Tokens per second of all sequences together, at most; None where weights and caches do not fit the device.
+
+    Args:
+        shape, scheme, device, batch, context, memory_efficiency, rate_efficiency: as :func:`step_seconds`.
+
+    Raises:
+        ValueError: as :func:`step_seconds`.
+
+    Example:
+        >>> from reference.hardware.devices import device
+        >>> h100 = device("H100 SXM")
+        >>> tokens_per_second(LLAMA_2_70B, SCHEMES["W16A16"], h100, batch=1, context=1024) is None  # 138 GB
+        True
+        >>> round(tokens_per_second(LLAMA_2_70B, SCHEMES["W4A16"], h100, batch=1, context=1024))
+        90
 
     Chapter: advanced/hardware_aware
     """

@@ -19,6 +19,11 @@ TRANSPOSED = ("gpt2",)
 class TransposedLinear(nn.Linear):
     """A linear layer whose weight goes to and comes from a state dict as ``[in, out]``.
 
+    Example:
+        >>> layer = TransposedLinear(3, 2)
+        >>> layer.weight.shape, layer.state_dict()["weight"].shape
+        (torch.Size([2, 3]), torch.Size([3, 2]))
+
     Chapter: none (loading)
     """
 
@@ -37,6 +42,16 @@ def linearize(model: nn.Module) -> nn.Module:
 
     Returns:
         ``model``, which computes the same.
+
+    Example:
+        >>> model, x = nn.Sequential(Conv1D(nf=2, nx=3)), torch.ones(1, 3)
+        >>> before = model(x)
+        >>> linearize(model)
+        Sequential(
+          (0): TransposedLinear(in_features=3, out_features=2, bias=True)
+        )
+        >>> torch.allclose(model(x), before)
+        True
 
     Chapter: none (loading)
     """

@@ -15,6 +15,10 @@ class Scaling:
         linears: the layers that read them, and nothing else does; their columns are multiplied.
         inspected: the module whose output tells how good a scale is (AWQ).
 
+    Example:
+        >>> family_of_type("opt").scalings[-1]
+        Scaling(previous='fc1', linears=('fc2',), inspected='fc2')
+
     Chapter: none (a data table; the smoothquant and awq chapters read it)
     """
 
@@ -37,6 +41,11 @@ class Family:
             projection is followed by the output projection through the attention's average, which
             is linear; that holds only where each value head serves one query head, so users of the
             table compare the two widths.
+
+    Example:
+        >>> family = family_of_type("gpt2")
+        >>> family.blocks, family.sublayers
+        ('transformer.h', (('attn.c_attn',), ('attn.c_proj',), ('mlp.c_fc',), ('mlp.c_proj',)))
 
     Chapter: none (a data table; the walk of the calibration chapters reads it)
     """
@@ -146,6 +155,11 @@ def family_of(model: nn.Module) -> Family:
     Raises:
         ValueError: the architecture is not in the table; the message names those that are.
 
+    Example:
+        >>> from reference.models import tutorial
+        >>> family_of(tutorial.load()).sublayers[0]  # three layers that read the same input
+        ('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj')
+
     Chapter: none (look-up)
     """
     family = family_of_type(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
@@ -156,6 +170,14 @@ def family_of(model: nn.Module) -> Family:
 
 def family_of_type(model_type: str) -> Family:
     """The table row of a ``model_type``; see :func:`family_of`.
+
+    Example:
+        >>> family_of_type("opt").blocks
+        'model.decoder.layers'
+        >>> family_of_type("t5")
+        Traceback (most recent call last):
+            ...
+        ValueError: architecture 't5' is not known here; supported are bert, gemma, ...
 
     Chapter: none (look-up)
     """
@@ -170,6 +192,12 @@ def blocks(model: nn.Module) -> nn.ModuleList:
 
     Raises:
         ValueError: unknown architecture, or a model class without the usual parts.
+
+    Example:
+        >>> from reference.models import tutorial
+        >>> found = blocks(tutorial.load())
+        >>> len(found), type(found[0]).__name__
+        (6, 'LlamaDecoderLayer')
 
     Chapter: none (look-up)
     """
@@ -189,6 +217,12 @@ def block_linears(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     Embedding and head are not among them: like every production tool, the book leaves them in
     16 bits.
 
+    Example:
+        >>> from reference.models import tutorial
+        >>> layers = dict(block_linears(tutorial.load()))
+        >>> len(layers), next(iter(layers)), layers["model.layers.0.mlp.down_proj"].in_features
+        (42, 'model.layers.0.self_attn.q_proj', 768)
+
     Chapter: quantization/post_training
     """
     family = family_of(model)
@@ -200,6 +234,12 @@ def block_linears(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     """Put ``module`` where ``name`` is in ``model``, in place.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+        >>> replace_module(model, "1", nn.GELU())
+        >>> model[1]
+        GELU(approximate='none')
 
     Chapter: none (plumbing)
     """

@@ -25,6 +25,10 @@ def resolve(name: str) -> Path:
     Raises:
         ValueError: there is no such folder, and the hub has no such model or cannot be reached.
 
+    Example:
+        >>> resolve("tutorial").name
+        'tutorial'
+
     Chapter: none (loading)
     """
     if name == "tutorial":
@@ -57,6 +61,10 @@ def model_class(folder: Path) -> Any:
         ValueError: config.json is damaged, or the architecture is not one of
             :data:`reference.models.families.FAMILIES`.
 
+    Example:
+        >>> model_class(resolve("tutorial")).__name__
+        'LlamaForCausalLM'
+
     Chapter: none (loading)
     """
     try:
@@ -76,6 +84,11 @@ def load_float(folder: Path) -> PreTrainedModel:
 
     Raises:
         ValueError: no weights, damaged files, unknown architecture or class, or already quantised.
+
+    Example:
+        >>> model = load_float(resolve("tutorial"))
+        >>> model.dtype, model.num_parameters()
+        (torch.bfloat16, 5770496)
 
     Chapter: none (loading)
     """
@@ -99,6 +112,11 @@ def float_config(folder: Path) -> PreTrainedConfig:
     Raises:
         ValueError: ``config.json`` is damaged, or the model is quantised already.
 
+    Example:
+        >>> config = float_config(resolve("tutorial"))
+        >>> config.model_type, config.num_hidden_layers, config.hidden_size
+        ('llama', 6, 256)
+
     Chapter: none (loading)
     """
     try:
@@ -115,6 +133,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
 
     Raises:
         ValueError: its files are damaged.
+
+    Example:
+        >>> load_tokenizer(resolve("tutorial")).tokenize("return x")  # Ġ is a space
+        ['return', 'Ġx']
 
     Chapter: none (loading)
     """

@@ -23,6 +23,10 @@ def path() -> Path:
     Raises:
         ValueError: there is neither the package nor a network; the message has the command.
 
+    Example:
+        >>> (path() / "config.json").is_file()
+        True
+
     Chapter: none (loading)
     """
     found = importlib.util.find_spec(PACKAGE)  # importing it would import sentence-transformers
@@ -45,6 +49,11 @@ def load() -> BertModel:
     Raises:
         ValueError: as :func:`path`.
 
+    Example:
+        >>> model = load()
+        >>> len(model.encoder.layer), model.config.hidden_size
+        (6, 384)
+
     Chapter: none (loading)
     """
     return BertModel.from_pretrained(path(), dtype=torch.float32).eval()
@@ -55,6 +64,10 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
     Raises:
         ValueError: as :func:`path`.
+
+    Example:
+        >>> tokenizer().tokenize("Quantisation")
+        ['quan', '##tis', '##ation']
 
     Chapter: none (loading)
     """
@@ -74,6 +87,12 @@ def embed(model: BertModel, token_ids: Tensor, attention_mask: Tensor) -> Tensor
 
     Source: the model's ``modules.json`` (mean pooling, then normalisation).
 
+    Example:
+        >>> words = tokenizer()(["a small cat", "a kitten", "a steam engine"], padding=True, return_tensors="pt")
+        >>> cat, kitten, engine = embed(load(), words["input_ids"], words["attention_mask"])
+        >>> bool(cat @ kitten > cat @ engine)
+        True
+
     Chapter: none (loading)
     """
     hidden = model(input_ids=token_ids, attention_mask=attention_mask).last_hidden_state
@@ -88,6 +107,11 @@ class Classifier(nn.Module):
         encoder: its pooler, if it has one, is taken off; its embeddings are frozen.
         classes: outputs.
         seed: of the head's weights, normal with standard deviation 0.02; its bias starts at 0.
+
+    Example:
+        >>> model = Classifier(load(), classes=10)
+        >>> len(model.prunable()), model.prunable()[0]  # six in each of six layers
+        (36, 'encoder.encoder.layer.0.attention.self.query')
 
     Chapter: none (model)
     """

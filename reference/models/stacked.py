@@ -48,6 +48,16 @@ class StackedEncoder(nn.Module):
 
     Source: Devlin et al. 2019, "BERT", and the shapes of ``transformers``.
 
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> config = BertConfig(
+        ...     hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=32)
+        >>> runs = StackedEncoder(BertModel(config).state_dict(), seeds=[0, 1, 0], classes=3, heads=2).eval()
+        >>> ids = torch.arange(4).expand(3, 1, 4)  # the same text for three runs
+        >>> first, second, third = runs(ids, ids >= 0)
+        >>> torch.allclose(first, third), torch.allclose(first, second)  # equal seeds, equal heads
+        (True, False)
+
     Chapter: none (model)
     """
 

@@ -22,6 +22,11 @@ _LIBC: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
 def give_back() -> None:
     """Return freed memory to the system; glibc keeps it in pieces that nothing large fits into.
 
+    Example:
+        >>> block = torch.zeros(1000, 1000)
+        >>> del block
+        >>> give_back()  # what the process holds without using it
+
     Chapter: none (memory)
     """
     if hasattr(_LIBC, "malloc_trim"):
@@ -39,6 +44,11 @@ class Weights:
 
     Raises:
         ValueError: there are no such files, or one is damaged.
+
+    Example:
+        >>> weights = Weights(loading.resolve("tutorial"))
+        >>> weights.read(["model.norm.weight"])["model.norm.weight"].shape
+        torch.Size([256])
 
     Chapter: none (loading)
     """
@@ -84,6 +94,17 @@ class StreamedModel:
 
     Raises:
         ValueError: as :func:`reference.models.loading.load_float`.
+
+    Example:
+        >>> streamed = StreamedModel(loading.resolve("tutorial"))
+        >>> layer = streamed.model.model.layers[0].mlp.up_proj
+        >>> before = layer.weight.device
+        >>> streamed.enter("model.layers.0")
+        >>> before, layer.weight.device
+        (device(type='meta'), device(type='cpu'))
+        >>> streamed.leave("model.layers.0")
+        >>> layer.weight.device
+        device(type='meta')
 
     Chapter: none (loading)
     """

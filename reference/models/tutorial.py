@@ -28,6 +28,11 @@ def load(outliers: float | None = None, dtype: torch.dtype = torch.float32) -> P
     Raises:
         ValueError: ``outliers`` is below 1.
 
+    Example:
+        >>> model, twin, ids = load(), load(outliers=50), torch.arange(16)[None]
+        >>> torch.allclose(model(ids).logits, twin(ids).logits, atol=1e-2)  # the same function
+        True
+
     Chapter: quantization/post_training
     """
     model = AutoModelForCausalLM.from_pretrained(PATH, dtype=dtype).eval()
@@ -40,6 +45,10 @@ def load(outliers: float | None = None, dtype: torch.dtype = torch.float32) -> P
 
 def tokenizer() -> PreTrainedTokenizerBase:
     """The byte-level BPE tokenizer of the shipped model, 4,096 tokens.
+
+    Example:
+        >>> tokenizer()("def main():")["input_ids"], tokenizer().tokenize("def main():")  # Ġ is a space
+        ([666, 2250, 971], ['def', 'Ġmain', '():'])
 
     Chapter: quantization/post_training
     """

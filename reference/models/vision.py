@@ -18,6 +18,10 @@ class LeNet300(nn.Module):
     Source: LeCun et al. 1998, "Gradient-based learning applied to document recognition"; sizes as
     in Han et al. 2015, table 1.
 
+    Example:
+        >>> sum(layer.weight.numel() for layer in LeNet300().children())  # 784 · 300 + 300 · 100 + 100 · 10
+        266200
+
     Chapter: pruning/magnitude
     """
 
@@ -41,6 +45,10 @@ class LeNet5(nn.Module):
     Shape: ``[n, 1, 28, 28]`` → ``[n, classes]``.
 
     Source: the network ``lenet`` of Caffe's MNIST example; layer sizes as in Han et al. 2015, table 1.
+
+    Example:
+        >>> [layer.weight.numel() for layer in LeNet5().children()]  # most of them in one layer
+        [500, 25000, 400000, 5000]
 
     Chapter: pruning/magnitude
     """
@@ -68,6 +76,13 @@ class ResidualBlock(nn.Module):
     Shape: ``[n, inputs, h, w]`` → ``[n, outputs, h / stride, w / stride]``.
 
     Source: He et al. 2016, "Deep residual learning for image recognition", figure 2 and section 3.3.
+
+    Example:
+        >>> import torch
+        >>> ResidualBlock(4, 8, stride=2)(torch.zeros(1, 4, 14, 14)).shape
+        torch.Size([1, 8, 7, 7])
+        >>> ResidualBlock(4, 4).shortcut
+        Identity()
 
     Chapter: pruning/structured
     """
@@ -100,6 +115,12 @@ class SmallResNet(nn.Module):
     Shape: ``[n, 1, 28, 28]`` → ``[n, classes]``.
 
     Source: the layout of He et al. 2016 for CIFAR-10, section 4.2, with one input channel.
+
+    Example:
+        >>> import torch
+        >>> model = SmallResNet(width=4)
+        >>> [stage[0].conv1.out_channels for stage in model.stages], model(torch.zeros(2, 1, 28, 28)).shape
+        ([4, 8, 16], torch.Size([2, 10]))
 
     Chapter: pruning/structured
     """

@@ -27,6 +27,12 @@ def live_units(masks: Sequence[Tensor]) -> list[Tensor]:
     Raises:
         ValueError: there are no masks, one is not bool with two dimensions, or neighbours do not fit.
 
+    Example:
+        >>> first = torch.tensor([[True, True], [True, False]])  # hidden unit 1 reads input 0
+        >>> last = torch.tensor([[True, False]])  # but the output does not read hidden unit 1
+        >>> [units.tolist() for units in live_units([first, last])]
+        [[True, True], [True, False], [True]]
+
     Chapter: pruning/lottery_ticket
     """
     _check(masks)
@@ -47,6 +53,13 @@ def live_connections(masks: Sequence[Tensor]) -> list[Tensor]:
     Returns:
         Bool masks of the same shapes.
 
+    Example:
+        >>> first = torch.tensor([[True, True], [True, False]])
+        >>> last = torch.tensor([[True, False]])  # the output does not read hidden unit 1
+        >>> live_connections([first, last])[0]
+        tensor([[ True,  True],
+                [False, False]])
+
     Chapter: pruning/lottery_ticket
     """
     units = live_units(masks)
@@ -57,6 +70,11 @@ def widths(masks: Sequence[Tensor]) -> list[int]:
     """Number of live units of each level: inputs, hidden layers, outputs.
 
     Args and raises: as :func:`live_units`.
+
+    Example:
+        >>> first, last = torch.tensor([[True, True], [True, False]]), torch.tensor([[True, False]])
+        >>> widths([first, last])  # one of two hidden units is read
+        [2, 1, 1]
 
     Chapter: pruning/lottery_ticket
     """
@@ -97,6 +115,11 @@ def dense_widths(budget: int, proportions: Sequence[float], inputs: int, outputs
 
     Raises:
         ValueError: a proportion is not positive, or even one unit a layer exceeds the budget.
+
+    Example:
+        >>> sizes = dense_widths(20_000, (300, 100), inputs=784, outputs=10)
+        >>> sizes, parameters(sizes)
+        ([784, 25, 10, 10], 19995)
 
     Chapter: pruning/lottery_ticket
     """

@@ -27,8 +27,19 @@ def neurons(model: nn.Module) -> list[Group]:
     Args:
         model: of a family in ``TABLE``.
 
+    Returns:
+        A group for each block, in order, of as many units as its MLP is wide.
+
     Raises:
         ValueError: another family.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=6,
+        ...                      num_hidden_layers=1, num_attention_heads=4)
+        >>> [group] = neurons(LlamaForCausalLM(config))
+        >>> group.size, [f"{part.layer.split('.')[-1]} {part.side}" for part in group.slices]
+        (6, ['gate_proj out', 'up_proj out', 'down_proj in'])
 
     Chapter: pruning/structured
     """
@@ -49,8 +60,19 @@ def heads(model: nn.Module) -> list[Group]:
     Args:
         model: of a family in ``TABLE`` whose heads can be removed.
 
+    Returns:
+        A group for each block, in order, of as many units as it has key-value heads.
+
     Raises:
         ValueError: another family.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1,
+        ...                      num_attention_heads=4, num_key_value_heads=2)
+        >>> [group] = heads(LlamaForCausalLM(config))
+        >>> group.slices[0].layer.split(".")[-1], group.slices[0].unit  # two query heads of two rows in each unit
+        ('q_proj', array([0, 0, 0, 0, 1, 1, 1, 1]))
 
     Chapter: pruning/structured
     """
@@ -69,8 +91,21 @@ def update_config(model: nn.Module) -> None:
     With all blocks of one shape, ``save_pretrained`` and ``from_pretrained`` then work; except where the family computes
     the heads' width from the hidden size (BERT): fewer heads live in memory only.
 
+    Args:
+        model: of a family in ``TABLE``, its blocks cut alike.
+
     Raises:
         ValueError: blocks differ in the number of neurons or heads, which the configuration cannot say.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=6,
+        ...                      num_hidden_layers=1, num_attention_heads=4)
+        >>> model = LlamaForCausalLM(config)
+        >>> model.model.layers[0].mlp.down_proj = nn.Linear(4, 8, bias=False)  # 4 of 6 neurons
+        >>> update_config(model)
+        >>> model.config.intermediate_size
+        4
 
     Chapter: pruning/structured
     """

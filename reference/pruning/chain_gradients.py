@@ -36,6 +36,15 @@ def chain_gradients(
         KeyError: ``states`` lacks a parameter.
         ValueError: the parameters are not those of such a chain.
 
+    Example:
+        >>> model = nn.Sequential(nn.Linear(1, 2))
+        >>> states = {"0.weight": torch.zeros(1, 2, 1), "0.bias": torch.zeros(1, 2)}  # both classes equally likely
+        >>> slopes, losses = chain_gradients(model, states, torch.tensor([[[3.0]]]), torch.tensor([[0]]))
+        >>> slopes["0.weight"].flatten().tolist()  # (softmax - one-hot) times the input
+        [-1.5, 1.5]
+        >>> bool(losses[0].exp().round(decimals=3) == 2)
+        True
+
     Chapter: pruning/lottery_ticket
     """
     names = [name for name, _ in model.named_parameters()]

@@ -26,6 +26,14 @@ def between(first: Mapping[str, Tensor], second: Mapping[str, Tensor], alpha: fl
     Returns:
         name → ``[models, …]``; both ends are exact.
 
+    Raises:
+        KeyError: ``second`` lacks a name.
+
+    Example:
+        >>> a, b = {"w": torch.tensor([[0.0, 4.0]])}, {"w": torch.tensor([[2.0, 0.0]])}
+        >>> [between(a, b, alpha)["w"].tolist() for alpha in (0, 0.5, 1)]
+        [[[0.0, 4.0]], [[1.0, 2.0]], [[2.0, 0.0]]]
+
     Chapter: pruning/lottery_ticket
     """
     return {name: torch.lerp(value, second[name], alpha) for name, value in first.items()}
@@ -57,6 +65,14 @@ def errors_between(
 
     Source: Frankle et al. 2020, section 2.
 
+    Example:
+        >>> model = nn.Linear(1, 2, bias=False)
+        >>> first = {"weight": torch.tensor([[[1.0], [0.0]]])}  # class 0 where the input is positive
+        >>> second = {"weight": torch.tensor([[[-3.0], [0.0]]])}  # class 1 there
+        >>> images, labels = torch.tensor([[1.0], [-1.0]]), torch.tensor([0, 1])
+        >>> errors_between(model, first, second, images, labels, points=3).flatten().tolist()
+        [0.0, 1.0, 1.0]
+
     Chapter: pruning/lottery_ticket
     """
     if points < 3:
@@ -75,6 +91,11 @@ def barrier(errors: Tensor) -> Tensor:
         ``[models]``; never below 0 by more than half of the difference of the ends.
 
     Source: Frankle et al. 2020, section 2.
+
+    Example:
+        >>> errors = torch.tensor([[0.25, 0.25], [0.75, 0.25], [0.25, 0.25]])  # three points, two pairs
+        >>> barrier(errors)  # only the first pair crosses a ridge
+        tensor([0.5000, 0.0000])
 
     Chapter: pruning/lottery_ticket
     """

@@ -57,6 +57,13 @@ def erdos_renyi_densities(shapes: Shapes, density: float, *, kernel: bool = True
 
     Source: Mocanu et al. 2018, eq. 1 (for :math:`\epsilon` given); Evci et al. 2020, section 3, for the kernel.
 
+    Example:
+        >>> found = erdos_renyi_densities({"wide": (100, 100), "narrow": (10, 100)}, 0.1)
+        >>> {name: round(value, 3) for name, value in found.items()}
+        {'wide': 0.071, 'narrow': 0.39}
+        >>> round(found["wide"] * 10_000 + found["narrow"] * 1_000)  # a tenth of 11,000
+        1100
+
     Chapter: pruning/lottery_ticket
     """
     check_density(density)
@@ -128,6 +135,11 @@ def random_masks(shapes: Shapes, counts: Mapping[str, int], generator: torch.Gen
     Raises:
         ValueError: a count is missing or out of range.
 
+    Example:
+        >>> masks = random_masks({"a": (2, 4), "b": (3,)}, {"a": 5, "b": 1}, torch.Generator().manual_seed(0))
+        >>> {name: int(mask.sum()) for name, mask in masks.items()}
+        {'a': 5, 'b': 1}
+
     Chapter: pruning/lottery_ticket
     """
     masks = {}
@@ -144,8 +156,18 @@ def random_masks(shapes: Shapes, counts: Mapping[str, int], generator: torch.Gen
 def check_density(density: float) -> None:
     """Raise unless ``density`` is a fraction that keeps something.
 
+    Args:
+        density: fraction kept.
+
     Raises:
         ValueError: it is not above 0 and up to 1.
+
+    Example:
+        >>> check_density(1.0)
+        >>> check_density(0)
+        Traceback (most recent call last):
+            ...
+        ValueError: density is 0; it may be above 0 and up to 1
 
     Chapter: none (plumbing: checks an argument)
     """

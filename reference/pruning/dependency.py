@@ -27,6 +27,11 @@ class Slice:
         side: ``"out"`` for rows of the weight, with bias and norm vectors; ``"in"`` for its columns.
         unit: int64 ``[positions]``, the group's channel at each position; −1 where another group's lies.
 
+    Example:
+        >>> part = Slice("fc2", "in", np.array([0, 0, 1, 1]))  # two channels, flattened with two positions each
+        >>> (part.unit == 1).nonzero()[0].tolist()  # the columns of fc2 that channel 1 takes along
+        [2, 3]
+
     Chapter: pruning/structured
     """
 
@@ -44,6 +49,12 @@ class Group:
         size: number of channels (or heads, or neurons).
         slices: where they lie.
         fixed: why nothing may be removed; empty if it may.
+
+    Example:
+        >>> makes, reads = Slice("fc1", "out", np.arange(3)), Slice("fc2", "in", np.arange(3))
+        >>> group = Group("fc1", 3, (makes, reads))
+        >>> [f"{part.layer} {part.side}" for part in group.slices], group.fixed
+        (['fc1 out', 'fc2 in'], '')
 
     Chapter: pruning/structured
     """
@@ -96,6 +107,14 @@ def groups(model: nn.Module, example: Tensor) -> list[Group]:
 
     Source: the problem is stated in Fang et al. 2023, "DepGraph", section 3; this solution by union and
     find on channel numbers is our own.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 9, 2))
+        >>> for group in groups(model, torch.zeros(1, 1, 5, 5)):
+        ...     places = [f"{part.layer} {part.side}" for part in group.slices]
+        ...     print(group.name, group.size, places, group.fixed or "free")
+        0 4 ['0 out', '3 in'] free
+        3 2 ['3 out'] it makes the model's outputs
 
     Chapter: pruning/structured
     """

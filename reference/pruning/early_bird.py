@@ -36,6 +36,12 @@ def channel_masks(model: nn.Module, ratio: float) -> dict[str, Tensor]:
     Source: Liu et al. 2017, "Learning efficient convolutional networks through network slimming", section 3, for the
     criterion; You et al. 2020, section 3.
 
+    Example:
+        >>> norm = nn.BatchNorm1d(4)
+        >>> norm.weight.data = torch.tensor([0.9, 0.1, 0.2, 0.8])
+        >>> channel_masks(nn.Sequential(norm), 0.25)  # int(0.25 · 4), and one channel more
+        {'0': tensor([ True, False, False,  True])}
+
     Chapter: pruning/lottery_ticket
     """
     scales = {
@@ -61,6 +67,12 @@ def mask_distance(first: Masks, second: Masks) -> float:
         ValueError: names, shapes or types differ, or there is nothing to compare.
 
     Source: You et al. 2020, section 3.2.
+
+    Example:
+        >>> first = {"norm": torch.tensor([True, True, False, False])}
+        >>> second = {"norm": torch.tensor([True, False, True, False])}
+        >>> mask_distance(first, second)
+        0.5
 
     Chapter: pruning/lottery_ticket
     """
@@ -114,6 +126,11 @@ def distances(masks: Sequence[Masks]) -> np.ndarray:
 
     Source: You et al. 2020, figure 3.
 
+    Example:
+        >>> epochs = [{"norm": torch.tensor(bits) == 1} for bits in ([1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 0])]
+        >>> distances(epochs).tolist()
+        [[0.0, 0.5, 0.5], [0.5, 0.0, 0.0], [0.5, 0.0, 0.0]]
+
     Chapter: pruning/lottery_ticket
     """
     table = np.zeros((len(masks), len(masks)))
@@ -138,6 +155,13 @@ def first_stable(table: np.ndarray, *, window: int = 5, threshold: float = 0.1) 
         ValueError: ``table`` is not square, or an argument is out of range.
 
     Source: You et al. 2020, algorithm 1, and the authors' code: a queue of 5 masks, threshold 0.1.
+
+    Example:
+        >>> table = np.array([[0.0, 0.5, 0.5], [0.5, 0.0, 0.05], [0.5, 0.05, 0.0]])
+        >>> first_stable(table, window=2)
+        2
+        >>> first_stable(table, window=3) is None  # epoch 2 is still far from epoch 0
+        True
 
     Chapter: pruning/lottery_ticket
     """

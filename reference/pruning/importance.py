@@ -27,6 +27,14 @@ def norm_scores(model: nn.Module, groups: Sequence[Group], p: int = 1) -> Scores
 
     Source: Li et al. 2017, "Pruning filters for efficient ConvNets", section 3.1 (for one layer).
 
+    Example:
+        >>> from reference.pruning.dependency import groups
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+        >>> model[0].weight.data = torch.tensor([[3.0, -4.0], [1.0, 0.0]])
+        >>> free = groups(model, torch.zeros(1, 2))
+        >>> norm_scores(model, free)["0"].tolist(), norm_scores(model, free, p=2)["0"].tolist()
+        ([7.0, 1.0], [5.0, 1.0])
+
     Chapter: pruning/structured
     """
     if p not in (1, 2):
@@ -65,6 +73,14 @@ def taylor_scores(
 
     Source: Molchanov et al. 2019, "Importance estimation for neural network pruning", equations 6 to 8; for heads
     Michel et al. 2019, "Are sixteen heads really better than one?", equation 2, which averages the absolute value.
+
+    Example:
+        >>> from reference.pruning.dependency import groups
+        >>> model = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(2, 1, bias=False))
+        >>> model[0].weight.data, model[1].weight.data = torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0, 0.5]])
+        >>> free, loss = groups(model, torch.zeros(1, 1)), lambda model, x: model(x).sum()
+        >>> taylor_scores(model, free, loss, [torch.ones(1, 1)])["0"].tolist()  # (1 · 3)² and (2 · 0.5)²
+        [9.0, 1.0]
 
     Chapter: pruning/structured
     """
@@ -111,6 +127,14 @@ def activation_scores(
 
     Raises:
         ValueError: there are no batches.
+
+    Example:
+        >>> from reference.pruning.dependency import groups
+        >>> model = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(2, 1, bias=False))
+        >>> model[0].weight.data = torch.tensor([[1.0], [2.0]])
+        >>> free = groups(model, torch.zeros(1, 1))
+        >>> activation_scores(model, free, lambda model, x: model(x), [torch.tensor([[3.0], [-3.0]])])["0"].tolist()
+        [3.0, 6.0]
 
     Chapter: pruning/structured
     """

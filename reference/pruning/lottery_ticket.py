@@ -41,6 +41,12 @@ class Round:
         start: the state in which it began.
         trained: the state in which it ended.
 
+    Example:
+        >>> kept, start = torch.tensor([[True, False]]), torch.tensor([[0.5, 0.0]])
+        >>> second = Round(1, {"w": kept}, {"w": start}, {"w": torch.tensor([[2.0, 0.0]])})
+        >>> (second.trained["w"] - second.start["w"]).tolist()  # what is pruned does not move
+        [[1.5, 0.0]]
+
     Chapter: pruning/lottery_ticket
     """
 
@@ -80,6 +86,14 @@ def iterative(
 
     Source: Frankle and Carbin 2019, section 2, strategy 1 of the appendix; Frankle et al. 2020, algorithm 2;
     Renda et al. 2020, section 2.
+
+    Example:
+        >>> start = {"w": torch.tensor([[[4.0, 3.0, 2.0, 1.0]]])}
+        >>> train = lambda state, masks: {"w": (state["w"] + 1) * masks["w"]}  # a stand-in for training
+        >>> for found in iterative(start, train, fractions=0.5, rounds=1):  # the second starts where the first did
+        ...     print(found.number, found.start["w"].flatten().tolist(), found.trained["w"].flatten().tolist())
+        0 [4.0, 3.0, 2.0, 1.0] [5.0, 4.0, 3.0, 2.0]
+        1 [4.0, 3.0, 0.0, 0.0] [5.0, 4.0, 0.0, 0.0]
 
     Chapter: pruning/lottery_ticket
     """
@@ -133,6 +147,14 @@ def prune(
         ValueError: a name is unknown, ``dense`` comes with fractions by layer, or as in
             :mod:`reference.pruning.magnitude`.
 
+    Example:
+        >>> states = {"w": torch.tensor([[[0.1, -3.0, 2.0, 0.2]]])}  # one network
+        >>> masks = prune(states, 0.25)
+        >>> masks["w"].tolist()
+        [[[False, True, True, True]]]
+        >>> prune(states, {"w": 0.5}, alive=masks)["w"].tolist()  # half of three survivors, rounded to the even 2
+        [[[False, True, False, False]]]
+
     Chapter: pruning/lottery_ticket
     """
     names = _names(states, fractions)
@@ -161,6 +183,14 @@ def masked(states: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> States:
         states: name → ``[models, …]``.
         masks: name → bool of the same shape, for some of the names.
 
+    Returns:
+        name → ``[models, …]``; what has no mask is the same tensor.
+
+    Example:
+        >>> states = {"w": torch.tensor([[1.0, -2.0]]), "b": torch.tensor([[5.0]])}
+        >>> masked(states, {"w": torch.tensor([[True, False]])})
+        {'w': tensor([[1., 0.]]), 'b': tensor([[5.]])}
+
     Chapter: pruning/lottery_ticket
     """
     return {name: value.masked_fill(~masks[name], 0) if name in masks else value for name, value in states.items()}
@@ -169,8 +199,16 @@ def masked(states: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> States:
 def density(masks: Mapping[str, Tensor]) -> Tensor:
     """Fraction kept of all weights that have a mask.
 
+    Args:
+        masks: name → bool ``[models, …]``.
+
     Returns:
         float64 ``[models]``.
+
+    Example:
+        >>> first, second = torch.tensor([[True, False], [True, True]]), torch.tensor([[False, False], [True, True]])
+        >>> density({"a": first, "b": second})  # two networks: one of four weights, and all
+        tensor([0.2500, 1.0000], dtype=torch.float64)
 
     Chapter: pruning/lottery_ticket
     """
@@ -186,6 +224,14 @@ def largest(states: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> States:
     Args:
         states: name → ``[models, …]``.
         like: name → bool ``[models, …]``.
+
+    Returns:
+        name → bool ``[models, …]``; among equals those that come first.
+
+    Example:
+        >>> like = {"w": torch.tensor([[True, True, False]])}  # two of three
+        >>> largest({"w": torch.tensor([[0.1, -3.0, 2.0]])}, like)
+        {'w': tensor([[False,  True,  True]])}
 
     Chapter: pruning/lottery_ticket
     """
@@ -208,6 +254,14 @@ def random_masks(like: Mapping[str, Tensor], seeds: Sequence[int]) -> States:
         like: name → bool ``[models, …]``.
         seeds: one a network.
 
+    Returns:
+        name → bool ``[models, …]``.
+
+    Example:
+        >>> like = {"w": torch.tensor([[True, False, False, False], [True, True, True, False]])}
+        >>> random_masks(like, seeds=[0, 1])["w"].sum(1).tolist()  # as many as in each network
+        [1, 3]
+
     Chapter: pruning/lottery_ticket
     """
     generators = _generators(seeds)
@@ -227,6 +281,15 @@ def shuffled_masks(like: Mapping[str, Tensor], seeds: Sequence[int]) -> States:
     Args:
         like: name → bool ``[models, out, in]``.
         seeds: one a network.
+
+    Returns:
+        name → bool ``[models, out, in]``.
+
+    Example:
+        >>> like = {"w": torch.tensor([[[True, True, False], [False, False, False]]])}
+        >>> mask = shuffled_masks(like, seeds=[0])["w"][0]
+        >>> sorted(mask.sum(1).tolist()), sorted(mask.sum(0).tolist())  # one row has both weights still
+        ([0, 2], [0, 1, 1])
 
     Chapter: pruning/lottery_ticket
     """
@@ -248,7 +311,14 @@ def signs_only(states: Mapping[str, Tensor], names: Sequence[str]) -> States:
         states: name → ``[models, …]``, not yet masked.
         names: of the weights replaced; the others stay.
 
+    Returns:
+        name → ``[models, …]``; a weight of zero stays zero.
+
     Source: Zhou et al. 2019, "Deconstructing lottery tickets", the experiments on kept weights ("mask-1 actions").
+
+    Example:
+        >>> signs_only({"w": torch.tensor([[1.0, -3.0, 3.0, -1.0]])}, ["w"])["w"].square()  # the variance, (1 + 9) / 2
+        tensor([[5., 5., 5., 5.]])
 
     Chapter: pruning/lottery_ticket
     """

@@ -275,6 +275,11 @@ def threshold_mask(weight: Tensor, quality: float, *, min_keep: int = 1) -> Tens
 
     Source: Han et al. 2015, section 3.
 
+    Example:
+        >>> weight = torch.tensor([3.0, -1.0, 1.0, -3.0])  # standard deviation √5, 2.24
+        >>> threshold_mask(weight, 1.0)
+        tensor([ True, False, False,  True])
+
     Chapter: pruning/magnitude
     """
     if not 0 <= quality < math.inf:
@@ -297,6 +302,12 @@ def quality_of(weight: Tensor, sparsity: float) -> float:
 
     Raises:
         ValueError: ``sparsity`` is out of range or leaves no weight, a weight is NaN, or all weights are equal.
+
+    Example:
+        >>> weight = torch.tensor([4.0, -2.0, 2.0, -4.0, 0.0])
+        >>> quality = quality_of(weight, 0.6)
+        >>> bool((threshold_mask(weight, quality) == mask(weight, 0.6)).all())
+        True
 
     Chapter: pruning/magnitude
     """

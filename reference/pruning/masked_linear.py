@@ -39,6 +39,14 @@ class MaskedLinear(nn.Linear):
 
     Source: Sanh et al. 2020, section 4; blocks as in Lagunas et al. 2021, section 3.
 
+    Example:
+        >>> layer = nn.Linear(4, 1, bias=False)
+        >>> layer.weight.data = torch.tensor([[0.1, -3.0, 2.0, 0.2]])
+        >>> masked = MaskedLinear(layer, "magnitude")
+        >>> masked.value = 0.5  # density
+        >>> masked.mask(), masked(torch.ones(1, 4)).item()
+        (tensor([[0., 1., 1., 0.]]), -1.0)
+
     Chapter: pruning/movement
     """
 
@@ -104,6 +112,15 @@ def finalize(model: nn.Module) -> nn.Module:
     Returns:
         A model whose checkpoint loads wherever that of the model before :func:`attach` did. Zeros are positive.
 
+    Example:
+        >>> layer = nn.Linear(4, 1, bias=False)
+        >>> layer.weight.data = torch.tensor([[0.125, -3.0, 2.0, 0.25]])
+        >>> model = nn.Sequential(MaskedLinear(layer, "magnitude"))
+        >>> model[0].value = 0.5
+        >>> plain = finalize(model)
+        >>> type(plain[0]).__name__, plain[0].weight.tolist()
+        ('Linear', [[0.0, -3.0, 2.0, 0.0]])
+
     Chapter: pruning/movement
     """
     model = copy.deepcopy(model)
@@ -132,6 +149,14 @@ def used_units(model: nn.Module, groups: Sequence[Group]) -> dict[str, Tensor]:
         is kept, since a layer cannot be empty.
 
     Source: the gate of a head as in Michel et al. 2019, equation 2; that it can sit in the columns is our own remark.
+
+    Example:
+        >>> import numpy as np
+        >>> from reference.pruning.dependency import Slice
+        >>> model = nn.Sequential(nn.Linear(1, 3), nn.Linear(3, 2))
+        >>> model[1].weight.data = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, -2.0]])  # nothing reads unit 0
+        >>> used_units(model, [Group("0", 3, (Slice("0", "out", np.arange(3)), Slice("1", "in", np.arange(3))))])
+        {'0': tensor([False,  True,  True])}
 
     Chapter: pruning/movement
     """

@@ -30,6 +30,18 @@ class Masks:
 
     Source: Zhu and Gupta 2017, section 3: masked weights get no update.
 
+    Example:
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> masks = Masks(model, {"weight": torch.tensor([[True, False]])}, optimizer)
+        >>> model(torch.ones(1, 2)).sum().backward()
+        >>> model.weight.grad.tolist()  # none for the pruned weight
+        [[1.0, 0.0]]
+        >>> optimizer.step(), masks()
+        (None, None)
+        >>> model.weight[0, 1].item(), masks.density()
+        (0.0, 0.5)
+
     Chapter: pruning/magnitude
     """
 

@@ -62,6 +62,11 @@ class Schedule:
 
     Source: Sanh et al. 2020, equation 4 and appendix; the authors' code.
 
+    Example:
+        >>> schedule = Schedule(total=10, final=0.1, warmup=2, cooldown=2)
+        >>> [round(schedule.value(step, "movement"), 2) for step in (0, 2, 5, 8, 10)]
+        [1.0, 1.0, 0.21, 0.1, 0.1]
+
     Chapter: pruning/movement
     """
 
@@ -91,8 +96,19 @@ class Schedule:
 class Pruner:
     """Follows a schedule on the masked layers of one model; made by :func:`attach`.
 
+    Args:
+        model, layers, method, schedule, scope: as :func:`attach` gives them.
+
     Attributes:
         layers: name → :class:`MaskedLinear`.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(10, 10))
+        >>> pruner = attach(model, ["0"], method="magnitude", schedule=Schedule(total=10, final=0.1))
+        >>> pruner.step(0), pruner.density()
+        (1.0, 1.0)
+        >>> pruner.step(10), pruner.density()
+        (0.1, 0.1)
 
     Chapter: pruning/movement
     """
@@ -176,11 +192,22 @@ def attach(
         scope: "layer", each layer at the density; "global", all layers together at it, their blocks counted.
         seed: of random scores.
 
+    Returns:
+        What follows the schedule: call its ``step`` before each forward pass.
+
     Raises:
         ValueError: a name is missing, given twice or no linear layer; none is given; a block does not divide a weight;
             or ``scope="global"`` with a method that has no density.
 
     Source: Sanh et al. 2020, section 4.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> pruner = attach(model, ["0"], method="movement", schedule=Schedule(total=10, final=0.25))
+        >>> [type(layer).__name__ for layer in model]
+        ['MaskedLinear', 'ReLU', 'Linear']
+        >>> pruner.step(10), pruner.densities()
+        (0.25, {'0': 0.25})
 
     Chapter: pruning/movement
     """
@@ -217,10 +244,21 @@ def task_loss(
         alpha: share of the teacher, 0 to 1.
         temperature: of both distributions.
 
+    Returns:
+        A scalar, nats an example, float32.
+
     Raises:
         ValueError: ``alpha`` is out of range, or as :func:`reference.distillation.losses.logits_loss`.
 
     Source: Sanh et al. 2020, section 6 (distillation), defaults of the authors' code.
+
+    Example:
+        >>> logits, labels = torch.tensor([[0.0, 0.0]]), torch.tensor([1])
+        >>> bool(task_loss(logits, labels).exp().round(decimals=3) == 2)  # ln 2
+        True
+        >>> alone, half = task_loss(logits, labels), task_loss(logits, labels, teacher=logits)
+        >>> bool(torch.isclose(half, alone / 2))  # a teacher that says the same adds nothing to its half
+        True
 
     Chapter: pruning/movement
     """

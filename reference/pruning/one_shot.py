@@ -1,16 +1,15 @@
 """From a model and a sparsity to a pruned model, block by block, without training."""
 
-import warnings
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
+from reference.calibration import warn_of_few_tokens
 from reference.job import Job
 from reference.models.families import block_linears
 from reference.models.streaming import StreamedModel
 from reference.pruning import magnitude
-from reference.quantization import CalibrationWarning
 from reference.quantization.grid import QuantizationSpec, check_weight
 from reference.ranks import ALONE, Ranks
 from reference.rounding import HESSIAN_SOLVERS, OBSERVERS, LayerError, Options, Rounding
@@ -66,6 +65,15 @@ def prune(
     Warns:
         CalibrationWarning: as :func:`check`.
 
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=16,
+        ...                      num_hidden_layers=1, num_attention_heads=4)
+        >>> model = prune(LlamaForCausalLM(config), pattern=(2, 4), method="magnitude")
+        >>> weight = model.model.layers[0].mlp.up_proj.weight
+        >>> (weight.view(-1, 4) != 0).sum(1).unique().tolist()  # in each four neighbours
+        [2]
+
     Chapter: pruning/one_shot
     """
     grids = check(model, sparsity, pattern=pattern, method=method, spec=spec, skip=skip, calibration=calibration)
@@ -94,6 +102,9 @@ def check(
 ) -> dict[str, QuantizationSpec | None]:
     """What :func:`prune` refuses, refused before a long run; weights may be on the meta device.
 
+    Args:
+        model, sparsity, pattern, method, spec, skip, calibration: as :func:`prune`.
+
     Returns:
         ``spec`` for each layer that will be pruned, by full name.
 
@@ -102,6 +113,19 @@ def check(
 
     Warns:
         CalibrationWarning: fewer calibration tokens than a layer has inputs.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=16,
+        ...                      num_hidden_layers=1, num_attention_heads=4)
+        >>> with torch.device("meta"):
+        ...     model = LlamaForCausalLM(config)
+        >>> len(check(model, 0.5, method="magnitude"))  # layers that would be pruned
+        7
+        >>> check(model, 0.5, method="wanda")
+        Traceback (most recent call last):
+            ...
+        ValueError: calibration is empty; method 'wanda' needs token batches to calibrate on
 
     Chapter: none (checks)
     """
@@ -129,13 +153,6 @@ def check(
         check_weight(linear.weight, spec or QuantizationSpec(8), name)
         if linear.in_features % m:
             raise ValueError(f"pattern is {n}:{m}; {m} does not divide the {linear.in_features} inputs of {name}")
-    widest, linear = max(chosen.items(), key=lambda pair: pair[1].in_features)
-    tokens = sum(ids.numel() for ids in calibration or [])
-    if method in HESSIAN_SOLVERS and tokens < linear.in_features:
-        warnings.warn(
-            f"calibration has {tokens} tokens, fewer than the {linear.in_features} inputs of {widest}: its Hessian is "
-            "singular, and damping decides the directions that no token shows. Ten tokens an input are usual",
-            CalibrationWarning,
-            stacklevel=3,
-        )
+    if method in HESSIAN_SOLVERS:
+        warn_of_few_tokens(calibration, chosen)
     return dict.fromkeys(chosen, spec)

@@ -37,6 +37,13 @@ def adam(groups: list[dict]) -> torch.optim.Optimizer:
     Args:
         groups: dicts of ``params`` and ``lr``, as :func:`train` makes them.
 
+    Example:
+        >>> weight = torch.tensor([1.0, 1.0])
+        >>> weight.grad = torch.tensor([5.0, -0.01])
+        >>> adam([{"params": [weight], "lr": 0.25}]).step()  # its first step is the rate, whatever the slope
+        >>> [round(value, 3) for value in weight.tolist()]
+        [0.75, 1.25]
+
     Chapter: pruning/lottery_ticket
     """
     return torch.optim.Adam(groups, fused=True)
@@ -47,6 +54,13 @@ def sgd(groups: list[dict]) -> torch.optim.Optimizer:
 
     Args:
         groups: dicts of ``params`` and ``lr``, as :func:`train` makes them.
+
+    Example:
+        >>> weight = torch.tensor([1.0, 1.0])
+        >>> weight.grad = torch.tensor([5.0, -1.0])
+        >>> sgd([{"params": [weight], "lr": 0.25}]).step()
+        >>> weight
+        tensor([-0.2500,  1.2500])
 
     Chapter: pruning/lottery_ticket
     """
@@ -64,6 +78,11 @@ def stack(models: Sequence[nn.Module]) -> States:
 
     Raises:
         ValueError: there is no model, one has buffers, or names or shapes differ.
+
+    Example:
+        >>> states = stack([nn.Linear(3, 2), nn.Linear(3, 2), nn.Linear(3, 2)])
+        >>> {name: tuple(value.shape) for name, value in states.items()}
+        {'weight': (3, 2, 3), 'bias': (3, 2)}
 
     Chapter: pruning/lottery_ticket
     """
@@ -89,6 +108,11 @@ def member(model: nn.Module, states: Mapping[str, Tensor], index: int) -> nn.Mod
     Raises:
         RuntimeError: names or shapes do not fit ``model``.
 
+    Example:
+        >>> states = {"weight": torch.tensor([[[1.0]], [[2.0]]])}  # two networks
+        >>> member(nn.Linear(1, 1, bias=False), states, 1)(torch.tensor([[10.0]])).item()
+        20.0
+
     Chapter: pruning/lottery_ticket
     """
     single = copy.deepcopy(model)
@@ -109,6 +133,13 @@ def gradients(
 
     Returns:
         name → ``[models, …]`` and the losses ``[models]``.
+
+    Example:
+        >>> states = {"weight": torch.zeros(1, 2, 1)}  # one network, both classes equally likely
+        >>> model, images, labels = nn.Linear(1, 2, bias=False), torch.tensor([[[3.0]]]), torch.tensor([[0]])
+        >>> slopes, losses = gradients(model, states, images, labels)
+        >>> slopes["weight"].flatten().tolist()  # (softmax - one-hot) times the input
+        [-1.5, 1.5]
 
     Chapter: pruning/lottery_ticket
     """
@@ -134,6 +165,13 @@ def evaluate(
 
     Returns:
         Two float64 ``[models]``; the accuracy is a fraction from 0 to 1.
+
+    Example:
+        >>> states = {"weight": torch.tensor([[[9.0], [0.0]], [[0.0], [9.0]]])}  # the second has the classes swapped
+        >>> images, labels = torch.tensor([[1.0], [-1.0], [2.0]]), torch.tensor([0, 1, 0])
+        >>> loss, accuracy = evaluate(nn.Linear(1, 2, bias=False), states, images, labels)
+        >>> accuracy.tolist(), bool(loss[0] < loss[1])
+        ([1.0, 0.0], True)
 
     Chapter: pruning/lottery_ticket
     """
@@ -163,6 +201,13 @@ def orders_of(seeds: Sequence[int], n: int, *, batch: int, start: int = 0) -> It
 
     Yields:
         int64 ``[models, batch]``.
+
+    Example:
+        >>> first, second = itertools.islice(orders_of([7, 7, 8], n=5, batch=3), 2)
+        >>> first.shape, second.shape  # three networks; the epoch's last batch has what is left
+        (torch.Size([3, 3]), torch.Size([3, 2]))
+        >>> bool((first[0] == first[1]).all()), sorted(torch.cat([first[2], second[2]]).tolist())
+        (True, [0, 1, 2, 3, 4])
 
     Chapter: pruning/lottery_ticket
     """
@@ -218,6 +263,13 @@ def train(
 
     Raises:
         ValueError: lengths do not fit, ``start`` is not 0 to ``steps``, or a mask is not bool of the right shape.
+
+    Example:
+        >>> model, states = nn.Linear(1, 2, bias=False), {"weight": torch.zeros(2, 2, 1)}  # two networks
+        >>> settings = {"steps": 1, "seeds": [0, 0], "rates": [0.5, 1.0], "optimizer": sgd}
+        >>> found = train(model, states, torch.tensor([[2.0]]), torch.tensor([0]), **settings)
+        >>> found["weight"].flatten(1).tolist()  # one image, its slope -1 and 1: a step is the rate
+        [[0.5, -0.5], [1.0, -1.0]]
 
     Chapter: pruning/lottery_ticket
     """

@@ -53,6 +53,13 @@ def straight_through(scores: Tensor, keep: Tensor) -> Tensor:
 
     Source: Bengio et al. 2013, "Estimating or propagating gradients through stochastic neurons", section 4.
 
+    Example:
+        >>> scores = torch.tensor([0.3, -1.0], requires_grad=True)
+        >>> mask = straight_through(scores, torch.tensor([True, False]))
+        >>> (mask * torch.tensor([5.0, 7.0])).sum().backward()
+        >>> mask.tolist(), scores.grad.tolist()  # the score of what is pruned has a gradient too
+        ([1.0, 0.0], [5.0, 7.0])
+
     Chapter: pruning/movement
     """
     if scores.shape != keep.shape:
@@ -101,6 +108,13 @@ def global_topk_masks(scores: Sequence[Tensor], keep: float, *, min_keep: int = 
 
     Source: Sanh et al. 2020, section 7 ("local and global selection").
 
+    Example:
+        >>> scores = [torch.tensor([5.0, 4.0, 3.0]), torch.tensor([1.0])]
+        >>> global_topk_masks(scores, 0.5)  # the second tensor keeps its best
+        [tensor([1., 0., 0.]), tensor([1.])]
+        >>> global_topk_masks(scores, 0.5, min_keep=0)[1]
+        tensor([0.])
+
     Chapter: pruning/movement
     """
     if not scores:
@@ -131,6 +145,13 @@ def threshold_mask(scores: Tensor, threshold: float, sigmoid: bool = True, *, fl
 
     Source: Sanh et al. 2020, section 4 (soft movement). In the authors' code a tensor whose scores are all equal,
     and one of a single weight, can lose everything in spite of the floor; here the first ones stay.
+
+    Example:
+        >>> scores = torch.tensor([2.0, 0.5, -0.5, -2.0])  # a sigmoid above a half is a score above 0
+        >>> threshold_mask(scores, 0.5)
+        tensor([1., 1., 0., 0.])
+        >>> threshold_mask(scores, 1.0)  # the floor holds one
+        tensor([1., 0., 0., 0.])
 
     Chapter: pruning/movement
     """
@@ -182,6 +203,12 @@ def l0_mask(scores: Tensor, noise: Tensor | None = None) -> Tensor:
 
     Source: Louizos et al. 2018, "Learning sparse neural networks through L0 regularization", equations 10 to 13.
 
+    Example:
+        >>> l0_mask(torch.tensor([-10.0, 0.0, 10.0]))
+        tensor([0.0000, 0.5000, 1.0000])
+        >>> l0_mask(torch.tensor([0.0, 0.0]), noise=torch.tensor([0.01, 0.99]))  # drawn: closed, then open
+        tensor([0., 1.])
+
     Chapter: pruning/movement
     """
     sharpened = scores if noise is None else (noise.clamp(*L0_NOISE).logit() + scores) / L0_BETA
@@ -192,7 +219,17 @@ def l0_mask(scores: Tensor, noise: Tensor | None = None) -> Tensor:
 def l1_penalty(scores: Sequence[Tensor]) -> Tensor:
     r"""Mean of :math:`\sigma(S)` over a tensor, then over tensors: what pushes scores under the threshold.
 
+    Args:
+        scores: one tensor or more, any shapes, floating point.
+
+    Returns:
+        A scalar from 0 to 1, with a gradient.
+
     Source: Sanh et al. 2020, section 4; the means as in the authors' code.
+
+    Example:
+        >>> l1_penalty([torch.zeros(100), torch.tensor([-50.0])])  # a half, and nothing: each tensor counts alike
+        tensor(0.2500)
 
     Chapter: pruning/movement
     """
@@ -202,7 +239,18 @@ def l1_penalty(scores: Sequence[Tensor]) -> Tensor:
 def l0_penalty(scores: Sequence[Tensor]) -> Tensor:
     r"""Probability that a gate is not zero, :math:`\sigma(S - \beta\ln(-l/r))`; means as in :func:`l1_penalty`.
 
+    Args:
+        scores: one tensor or more, any shapes, floating point.
+
+    Returns:
+        A scalar from 0 to 1, with a gradient.
+
     Source: Louizos et al. 2018, equation 12; the means as in the movement-pruning authors' code.
+
+    Example:
+        >>> scores = torch.zeros(4)  # gates that stand half open in evaluation
+        >>> round(float(l0_penalty([scores])), 2)  # are rarely exactly zero in training
+        0.83
 
     Chapter: pruning/movement
     """

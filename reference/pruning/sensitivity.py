@@ -35,6 +35,14 @@ def curves(
 
     Source: Han et al. 2015, section 3 and figure 6, where the curves choose the thresholds.
 
+    Example:
+        >>> model = nn.Linear(4, 1, bias=False)
+        >>> model.weight.data = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+        >>> curves(model, ["weight"], [0.0, 0.25, 0.5], evaluate=lambda model: model.weight.sum())
+        {'weight': [10.0, 9.0, 7.0]}
+        >>> model.weight.sum().item()  # as before
+        10.0
+
     Chapter: pruning/magnitude
     """
     parameters = dict(model.named_parameters())
@@ -112,6 +120,12 @@ def by_target(
     Raises:
         ValueError: as :func:`by_tolerance`; names of ``sizes`` differ; or ``target`` is below 0, or beyond the
             largest of ``sparsities``.
+
+    Example:
+        >>> scores = {"robust": [0.9, 0.8], "fragile": [0.9, 0.5]}
+        >>> found = by_target(scores, [0.0, 0.8], 0.9, {"robust": 100, "fragile": 100}, target=0.5)
+        >>> {name: round(sparsity, 3) for name, sparsity in found.items()}  # each loses a tenth
+        {'robust': 0.8, 'fragile': 0.2}
 
     Chapter: pruning/magnitude
     """

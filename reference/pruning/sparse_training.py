@@ -53,6 +53,10 @@ def connection_sensitivity(
 
     Source: Lee et al. 2019, eq. 5 and 6.
 
+    Example:
+        >>> connection_sensitivity({"w": torch.tensor([1.0, -2.0])}, [{"w": torch.tensor([3.0, 1.0])}])  # 3 and 2, of 5
+        {'w': tensor([0.6000, 0.4000], dtype=torch.float64)}
+
     Chapter: pruning/lottery_ticket
     """
     if not gradients:
@@ -88,6 +92,12 @@ def snip_masks(
         ValueError: ``density`` is out of range, or as for :func:`connection_sensitivity`.
 
     Source: Lee et al. 2019, algorithm 1.
+
+    Example:
+        >>> weights = {"a": torch.tensor([1.0, 1.0]), "b": torch.tensor([1.0, 1.0])}
+        >>> gradients = [{"a": torch.tensor([9.0, -8.0]), "b": torch.tensor([0.1, 0.2])}]
+        >>> snip_masks(weights, gradients, 0.5)  # nothing guards a layer against being emptied
+        {'a': tensor([True, True]), 'b': tensor([False, False])}
 
     Chapter: pruning/lottery_ticket
     """
@@ -167,6 +177,12 @@ def set_update(weight: Tensor, mask: Tensor, fraction: float, generator: torch.G
     Source: Mocanu et al. 2018, algorithm 1, who drop the smallest positive and the largest negative weights; by
     magnitude, as here, in Evci et al. 2020, section 4.
 
+    Example:
+        >>> weight, mask = torch.tensor([5.0, 1.0, 0.0, 0.0]), torch.tensor([True, True, False, False])
+        >>> found = set_update(weight, mask, 0.5, torch.Generator().manual_seed(0))
+        >>> bool(found[0]), int(found.sum())  # the large weight stays; there are two again
+        (True, 2)
+
     Chapter: pruning/lottery_ticket
     """
     score = torch.rand(weight.shape, generator=generator, dtype=torch.float64).to(weight.device)
@@ -187,6 +203,11 @@ def rigl_update(weight: Tensor, mask: Tensor, gradient: Tensor, fraction: float)
         ValueError: as :func:`set_update`, or ``gradient`` has another shape or holds NaN.
 
     Source: Evci et al. 2020, algorithm 1.
+
+    Example:
+        >>> weight, mask = torch.tensor([5.0, 1.0, 0.0, 0.0]), torch.tensor([True, True, False, False])
+        >>> rigl_update(weight, mask, gradient=torch.tensor([0.0, 0.0, 2.0, -9.0]), fraction=0.5)
+        tensor([ True, False, False,  True])
 
     Chapter: pruning/lottery_ticket
     """
@@ -217,6 +238,12 @@ def mover(
 
     Raises:
         ValueError: an argument is out of range, or there are not as many generators as networks.
+
+    Example:
+        >>> update = mover({"w": torch.tensor([[True, True, False]])}, every=2, end_step=5, fraction=1.0)
+        >>> state, slopes = {"w": torch.tensor([[5.0, 1.0, 0.0]])}, {"w": torch.tensor([[0.0, 0.0, -9.0]])}
+        >>> update(1, state, slopes) is None, update(2, state, slopes)
+        (True, {'w': tensor([[ True, False,  True]])})
 
     Chapter: pruning/lottery_ticket
     """

@@ -34,6 +34,11 @@ class Run:
         weight_rate, score_rate: of the optimiser, at their peak.
         seed: of random scores.
 
+    Example:
+        >>> run = Run(Schedule(total=10, final=0.1), weight_rate=1e-4, score_rate=1e-2)
+        >>> run.schedule.value(10, "movement")
+        0.1
+
     Chapter: none (study plumbing)
     """
 
@@ -60,6 +65,15 @@ class PrunedStack:
         ValueError: an unknown method, or another number of runs.
 
     Source: Sanh et al. 2020, section 4, and the authors' code; see :mod:`reference.pruning.movement`.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> config = BertConfig(vocab_size=8, hidden_size=4, intermediate_size=8,
+        ...                     num_hidden_layers=1, num_attention_heads=1)
+        >>> model = StackedEncoder(BertModel(config).state_dict(), seeds=[0, 1], classes=2, heads=1)
+        >>> runs = [Run(Schedule(total=10, final=kept), weight_rate=1e-4) for kept in (0.5, 0.25)]
+        >>> density(PrunedStack(model, "magnitude", runs).final_weights())
+        tensor([0.5000, 0.2500], dtype=torch.float64)
 
     Chapter: none (study plumbing)
     """
@@ -254,6 +268,13 @@ def density(weights: Mapping[str, Tensor]) -> Tensor:
 
     Args:
         weights: name → ``[rows, R, out, in]``, as :meth:`PrunedStack.final_weights` gives them.
+
+    Example:
+        >>> one, none = torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)
+        >>> both, first = torch.cat([one, one], 1), torch.cat([one, none], 1)
+        >>> weights = {"attention": both, "up": first, "down": first}
+        >>> density(weights).mul(3)  # of three matrices the first run has three, the second one
+        tensor([3., 1.], dtype=torch.float64)
 
     Chapter: none (study plumbing)
     """

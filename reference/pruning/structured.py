@@ -58,6 +58,14 @@ def masked(model: nn.Module, groups: Sequence[Group], keep: Keep) -> nn.Module:
 
     Args and raises: as :func:`shrink`.
 
+    Example:
+        >>> from reference.pruning.dependency import groups
+        >>> model = nn.Sequential(nn.Linear(1, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> keep = {"0": torch.tensor([True, False, True])}
+        >>> zeros = masked(model, groups(model, torch.zeros(1, 1)), keep)
+        >>> (zeros[0].bias != 0).tolist(), (zeros[2].weight != 0).tolist()
+        ([True, False, True], [[True, False, True]])
+
     Chapter: pruning/structured
     """
     model = copy.deepcopy(model)
@@ -82,6 +90,14 @@ def shrink(model: nn.Module, groups: Sequence[Group], keep: Keep) -> nn.Module:
     Raises:
         ValueError: ``keep`` names an unknown or a fixed group, has another size, or keeps nothing; or the blocks of a
             transformer would differ in size, which no configuration can say.
+
+    Example:
+        >>> from reference.pruning.dependency import groups
+        >>> model = nn.Sequential(nn.Linear(1, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> keep = {"0": torch.tensor([True, False, True])}
+        >>> small = shrink(model, groups(model, torch.zeros(1, 1)), keep)
+        >>> [tuple(parameter.shape) for parameter in small.parameters()]
+        [(2, 1), (2,), (1, 2), (1,)]
 
     Chapter: pruning/structured
     """
@@ -110,6 +126,11 @@ def shrink(model: nn.Module, groups: Sequence[Group], keep: Keep) -> nn.Module:
 class Cost(NamedTuple):
     """``parameters`` of a model, and ``products``: multiplications of convolutions and linear layers in one call.
 
+    Example:
+        >>> dense, cut = Cost(10, 6), Cost(7, 4)
+        >>> dense.parameters - cut.parameters  # a neuron between one input and one output: two weights and a bias
+        3
+
     Chapter: pruning/structured
     """
 
@@ -124,6 +145,13 @@ def cost(model: nn.Module, *inputs: Any, **keywords: Any) -> Cost:
     Args:
         model: any module; products inside attention or outside of layers do not count.
         inputs, keywords: what it is called with.
+
+    Returns:
+        Parameters, and multiplications of this one call.
+
+    Example:
+        >>> cost(nn.Conv2d(1, 2, 3), torch.zeros(1, 1, 5, 5))  # 9 weights and a bias a filter, 9 positions
+        Cost(parameters=20, products=162)
 
     Chapter: pruning/structured
     """

@@ -24,6 +24,13 @@ _TRAINING_SCANS = 1100
 class Images(NamedTuple):
     """Pairs of images, float32 ``[n, 1, 28, 28]``, and labels, int64 ``[n]``.
 
+    Example:
+        >>> pair = torch.zeros(2, 1, 28, 28), torch.tensor([3, 7])
+        >>> images = Images(train=pair, validation=pair, test=pair)
+        >>> pictures, labels = images.validation
+        >>> labels.tolist()
+        [3, 7]
+
     Chapter: pruning/lottery_ticket
     """
 
@@ -34,6 +41,14 @@ class Images(NamedTuple):
 
 def data() -> Images:
     """2,200 images for training, 788 for validation and 4,000 for the test; no scan is in two of them.
+
+    Returns:
+        Pixels from 0 to 1 and digits, training, validation and test.
+
+    Example:
+        >>> images = data()
+        >>> [len(labels) for pictures, labels in images]
+        [2200, 788, 4000]
 
     Chapter: pruning/lottery_ticket
     """
@@ -56,6 +71,13 @@ def initial(seeds: Sequence[int]) -> States:
         name → ``[models, …]``.
 
     Source: Glorot and Bengio 2010, eq. 16, as a normal distribution.
+
+    Example:
+        >>> states = initial([0, 1])
+        >>> {name: tuple(value.shape) for name, value in states.items() if name.startswith("fc3")}
+        {'fc3.weight': (2, 10, 100), 'fc3.bias': (2, 10)}
+        >>> [round(float(weight.std()), 2) for weight in states["fc1.weight"]]  # √(2 / (784 + 300)) is 0.043
+        [0.04, 0.04]
 
     Chapter: pruning/lottery_ticket
     """
@@ -85,6 +107,14 @@ class EarlyStop:
         steps: those at which it looked.
         losses: validation losses, float64 ``[models]`` each.
         best: state of each network at its least loss.
+
+    Example:
+        >>> pair = torch.tensor([[1.0], [-1.0]]), torch.tensor([0, 1])
+        >>> watch = EarlyStop(nn.Linear(1, 2, bias=False), Images(pair, pair, pair), every=10)
+        >>> for step, value in ((10, 0.0), (15, 9.0), (20, 2.0), (30, 1.0)):
+        ...     watch(step, {"weight": torch.tensor([[[value], [0.0]]])})
+        >>> watch.steps, watch.step().tolist(), watch.accuracy().tolist()  # 15 is no multiple of 10
+        ([10, 20, 30], [20], [1.0])
 
     Chapter: pruning/lottery_ticket
     """

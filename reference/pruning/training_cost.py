@@ -32,6 +32,12 @@ def forward_products(masks: Mapping[str, Tensor], positions: Mapping[str, int] |
     Raises:
         ValueError: ``positions`` names no mask, or holds a number below 1.
 
+    Example:
+        >>> import torch
+        >>> masks = {"conv": torch.tensor([[True, False, True]]), "linear": torch.ones(2, 5).bool()}
+        >>> forward_products(masks, {"conv": 100})  # 2 · 100 + 10
+        210
+
     Chapter: pruning/lottery_ticket
     """
     positions = positions or {}
@@ -73,6 +79,10 @@ def snip_products(forward: int, forward_dense: int, examples: int, scored: int) 
     Raises:
         ValueError: an argument is negative.
 
+    Example:
+        >>> snip_products(forward=100, forward_dense=1000, examples=60, scored=10)  # 3 · (100 · 60 + 1000 · 10)
+        48000
+
     Chapter: pruning/lottery_ticket
     """
     return static_products(forward, examples) + static_products(forward_dense, scored)
@@ -95,6 +105,10 @@ def rigl_products(forward: int, forward_dense: int, examples: int, dense_example
 
     Source: Evci et al. 2020, appendix on FLOPs.
 
+    Example:
+        >>> rigl_products(forward=100, forward_dense=1000, examples=60, dense_examples=10)  # 300 · 50 + 1200 · 10
+        27000
+
     Chapter: pruning/lottery_ticket
     """
     _check(forward_dense=forward_dense, dense_examples=dense_examples)
@@ -114,6 +128,10 @@ def ticket_products(forwards: Sequence[int], examples: int | Sequence[int]) -> i
         ValueError: there are no rounds, the numbers of rounds differ, or one is negative.
 
     Source: Frankle and Carbin 2019, section 1, for the procedure; they do not count.
+
+    Example:
+        >>> ticket_products([1000, 800, 640], examples=60)  # 3 · 2440 · 60
+        439200
 
     Chapter: pruning/lottery_ticket
     """

@@ -35,6 +35,12 @@ class InputNorms:
         sum: float64 ``[in_features]``, the sum of :math:`x_j^2`.
         sequences: how many sequences went in.
 
+    Example:
+        >>> norms = InputNorms(2)
+        >>> norms.add(torch.tensor([[3.0, 0.0], [4.0, 1.0]]))  # two tokens
+        >>> norms.norms
+        tensor([5., 1.])
+
     Chapter: pruning/one_shot
     """
 
@@ -83,6 +89,10 @@ def scores(weight: Tensor, input_norm: Tensor) -> Tensor:
 
     Source: Sun et al. 2024, section 3, equation 1.
 
+    Example:
+        >>> scores(torch.tensor([[1.0, -2.0]]), torch.tensor([5.0, 1.0]))  # the smaller weight reads the larger input
+        tensor([[5., 2.]])
+
     Chapter: pruning/one_shot
     """
     if weight.ndim != 2 or tuple(input_norm.shape) != (weight.shape[1],):
@@ -123,6 +133,12 @@ def mask(
 
     Source: Sun et al. 2024, section 3.
 
+    Example:
+        >>> weight, input_norm = torch.tensor([[1.0, -2.0], [0.1, 9.0]]), torch.tensor([5.0, 1.0])
+        >>> mask(weight, input_norm, 0.5)  # each row has its own ranking
+        tensor([[ True, False],
+                [False,  True]])
+
     Chapter: pruning/one_shot
     """
     if (sparsity is None) == (pattern is None):
@@ -153,6 +169,12 @@ def mass_mask(weight: Tensor, input_norm: Tensor, sparsity: float, *, tolerance:
         ValueError: shapes do not match, or ``sparsity`` is out of range.
 
     Source: the authors' code, ``--use_variant``; not in the paper.
+
+    Example:
+        >>> weight = torch.tensor([[8.0, 1.0, 1.0, 1.0], [3.0, 3.0, 3.0, 3.0]])
+        >>> mass_mask(weight, torch.ones(4), 0.5)  # the uneven row loses more
+        tensor([[ True, False, False, False],
+                [False,  True,  True,  True]])
 
     Chapter: pruning/one_shot
     """

@@ -38,6 +38,13 @@ class MagnitudeHistogram:
         limit: upper end of the last bin; 0 before the first value above zero.
         largest: the largest magnitude.
 
+    Example:
+        >>> histogram = MagnitudeHistogram()
+        >>> histogram.add(torch.tensor([1.0, -3.0]))
+        >>> histogram.add(torch.tensor([10.0]))  # the range doubles twice: 3, 6, 12
+        >>> histogram.largest, round(histogram.limit), int(histogram.counts.sum())
+        (10.0, 12, 3)
+
     Chapter: quantization/activations
     """
 
@@ -90,6 +97,14 @@ def threshold(histogram: MagnitudeHistogram, rule: str, spec: ActivationSpec, *,
 
     Raises:
         ValueError: an unknown rule, or ``percentile`` out of range.
+
+    Example:
+        >>> histogram = MagnitudeHistogram()
+        >>> histogram.add(torch.tensor([1.0] * 999 + [100.0]))  # one outlier in a thousand
+        >>> threshold(histogram, "max", ActivationSpec())
+        100.0
+        >>> round(threshold(histogram, "percentile", ActivationSpec(), percentile=99))
+        1
 
     Chapter: quantization/activations
     """

@@ -41,6 +41,13 @@ class ActivationSpec:
     Raises:
         ValueError: a field is outside what it may be.
 
+    Example:
+        >>> spec = ActivationSpec(bits=8)
+        >>> spec.lowest, spec.highest, spec.steps
+        (-128, 127, 127.5)
+        >>> ActivationSpec(bits=4, restricted=True).lowest
+        -7
+
     Chapter: quantization/smoothquant
     """
 
@@ -73,6 +80,10 @@ class ActivationSpec:
 def scale_of(absmax: Tensor, spec: ActivationSpec) -> Tensor:
     """The step for values up to ``absmax``, in float32; of zeros it is that of 1e-5.
 
+    Example:
+        >>> scale_of(torch.tensor([254.0]), ActivationSpec(restricted=True))
+        tensor([2.])
+
     Chapter: quantization/smoothquant
     """
     absmax = absmax.float().clamp(min=SMALLEST_ABSMAX)
@@ -100,6 +111,13 @@ def quantize_activations(x: Tensor, spec: ActivationSpec, scale: Tensor | None =
 
     Source: Xiao et al. 2023, section 2 (restricted); ``int-quantized`` of compressed-tensors.
 
+    Example:
+        >>> tokens = torch.tensor([[127.0, -64.0], [254.0, 2.0]])
+        >>> quantize_activations(tokens, ActivationSpec(restricted=True))  # a step for each token
+        (tensor([[127, -64],
+                [127,   1]], dtype=torch.int8), tensor([[1.],
+                [2.]]))
+
     Chapter: quantization/smoothquant
     """
     if (spec.granularity == "static") != (scale is not None):
@@ -122,6 +140,10 @@ def quantize_activations(x: Tensor, spec: ActivationSpec, scale: Tensor | None =
 
 def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
     """The activations that codes stand for, ``scale · codes``, in the scale's type.
+
+    Example:
+        >>> dequantize(torch.tensor([[127, 1]], dtype=torch.int8), torch.tensor([[2.0]]))
+        tensor([[254.,   2.]])
 
     Chapter: quantization/smoothquant
     """
@@ -148,6 +170,15 @@ class AbsmaxAccumulator:
 
     Attributes:
         absmax: float32 ``[channels]``, zero before the first batch.
+
+    Example:
+        >>> seen = AbsmaxAccumulator(channels=2)
+        >>> seen.add(torch.tensor([[1.0, -8.0], [-2.0, 4.0]]))
+        >>> seen.add(torch.tensor([[3.0, 0.0]]))
+        >>> seen.absmax
+        tensor([3., 8.])
+        >>> seen.static_scale(ActivationSpec("static", bits=4, restricted=True)) * 7
+        tensor([8.])
 
     Chapter: quantization/smoothquant
     """

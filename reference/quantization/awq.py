@@ -46,6 +46,14 @@ class AwqScale(NamedTuple):
     ``scale`` float32 ``[in]``, ``ratio`` its exponent, ``losses`` one mean squared error per ratio tried; the
     first of them is round to nearest.
 
+    Example:
+        >>> weight, inputs = torch.tensor([[0.1, 1.0, -0.7, 0.4]]), torch.tensor([[100.0, 1.0, 1.0, 1.0]])
+        >>> found = search_scale(weight, inputs, QuantizationSpec(3), grid=10)
+        >>> found.losses.index(min(found.losses)) == found.ratio * 10
+        True
+        >>> bool(found.scale.argmax() == 0)  # the busy channel is protected
+        True
+
     Chapter: quantization/awq
     """
 
@@ -107,6 +115,12 @@ def search_scale(
 
     Source: Lin et al. 2024, section 3.2, and the authors' ``auto_scale_block``.
 
+    Example:
+        >>> weight, inputs = torch.tensor([[0.1, 1.0, -0.7, 0.4]]), torch.tensor([[100.0, 1.0, 1.0, 1.0]])
+        >>> scale, ratio, losses = search_scale(weight, inputs, QuantizationSpec(3))
+        >>> ratio > 0, min(losses) < losses[0] / 10  # the first loss is that of no scale
+        (True, True)
+
     Chapter: quantization/awq
     """
     weights = [weights] if isinstance(weights, Tensor) else list(weights)
@@ -165,6 +179,12 @@ def search_clip(
 
     Source: the authors' ``auto_clip_layer``; named, not described, in Lin et al. 2024, section 3.2.
 
+    Example:
+        >>> weight = torch.tensor([[1.0, -1.0, 1.0, -8.0]])  # the large one reads a channel that is never active
+        >>> limit = search_clip(weight, torch.tensor([[1.0, 1.0, 1.0, 0.0]]), QuantizationSpec(2))
+        >>> limit.shape, bool(limit < 8)
+        (torch.Size([1, 1, 1]), True)
+
     Chapter: quantization/awq
     """
     check_weight(weight, spec, name)
@@ -206,6 +226,10 @@ def clip(weight: Tensor, limit: Tensor) -> Tensor:
 
     Returns:
         A new tensor like ``weight``.
+
+    Example:
+        >>> clip(torch.tensor([[1.0, -8.0, 2.0, 0.5]]), torch.tensor([[[4.0], [1.0]]]))  # two groups of two
+        tensor([[ 1.0000, -4.0000,  1.0000,  0.5000]])
 
     Chapter: quantization/awq
     """

@@ -23,6 +23,12 @@ def foldable(previous: nn.Module, linears: Sequence[nn.Module]) -> bool:
     taken. With grouped-query attention the values have fewer channels than the output projection reads:
     several heads share a channel, so no scale of the columns can be moved there.
 
+    Example:
+        >>> foldable(nn.LayerNorm(4), [nn.Linear(4, 3), nn.Linear(4, 8)])
+        True
+        >>> foldable(nn.Linear(4, 2), [nn.Linear(4, 4)])  # two value channels, four columns that read them
+        False
+
     Chapter: quantization/awq
     """
     weight = getattr(previous, "weight", None)
@@ -51,6 +57,14 @@ def fold(previous: nn.Module, linears: Sequence[nn.Module], scale: Tensor, *, na
     Raises:
         ValueError: shapes do not match (:func:`foldable`), the scale is not positive and finite, or a
             result does not fit into the parameter's type. Nothing is changed then.
+
+    Example:
+        >>> norm, linear = nn.LayerNorm(2), nn.Linear(2, 1)
+        >>> nn.init.constant_(linear.weight, 3.0).tolist()
+        [[3.0, 3.0]]
+        >>> fold(norm, [linear], torch.tensor([4.0, 1.0]))
+        >>> norm.weight.tolist(), linear.weight.tolist()
+        ([0.25, 1.0], [[12.0, 3.0]])
 
     Chapter: quantization/awq
     """

@@ -31,6 +31,14 @@ def fold_batch_norm(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
 
     Source: Jacob et al. 2018, section 3.2.
 
+    Example:
+        >>> convolution, norm = nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1, eps=0.0)
+        >>> norm.running_mean.fill_(1.0), norm.running_var.fill_(4.0), convolution.weight.data.fill_(3.0).item()
+        (tensor([1.]), tensor([4.]), 3.0)
+        >>> folded = fold_batch_norm(convolution, norm)  # (3x - 1) / 2
+        >>> folded.weight.item(), folded.bias.item()
+        (1.5, -0.5)
+
     Chapter: quantization/quantization_aware
     """
     if norm.running_mean is None or norm.running_var is None:
@@ -66,6 +74,14 @@ def fold_batch_norms(model: nn.Module, pairs: dict[str, str]) -> nn.Module:
     Raises:
         ValueError: a name is not what it should be.
 
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.BatchNorm2d(2)).eval()
+        >>> fold_batch_norms(model, {"0": "1"})
+        Sequential(
+          (0): Conv2d(1, 2, kernel_size=(3, 3), stride=(1, 1))
+          (1): Identity()
+        )
+
     Chapter: quantization/quantization_aware
     """
     for name, norm_name in pairs.items():
@@ -85,6 +101,15 @@ class TrainedConv2d(nn.Module):
         spec: grid of the weight as a matrix ``[out, in·height·width]``.
         clip: first value at which the input, which must not be negative, is clipped; None leaves it alone.
         input_bits: of the clipped input.
+
+    Example:
+        >>> convolution = nn.Conv2d(1, 1, (1, 3), bias=False)
+        >>> convolution.weight.data = torch.tensor([[[[-1.0, 0.25, 2.0]]]])
+        >>> layer = TrainedConv2d(convolution, QuantizationSpec(2), clip=7.0, input_bits=3)
+        >>> layer.rows.quantized_weight.tolist()  # a step of 1
+        [[-1.0, 0.0, 2.0]]
+        >>> layer(torch.tensor([[[[9.0, 1.0, 1.0]]]])).item()  # 9 is clipped to 7
+        -5.0
 
     Chapter: quantization/quantization_aware
     """

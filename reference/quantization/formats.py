@@ -4,17 +4,17 @@ A value becomes a sign, a row of a small table, and a scale that its block share
 
 .. math:: \hat x = s_\text{tensor}\; s_\text{block}\; (-1)^\text{sign}\; v_\text{code}
 
-    ============ ========= ===== ============================== ===============
-    format       element   block scale of a block               bits per value
-    ============ ========= ===== ============================== ===============
-    ``mxfp8``    E4M3      32    E8M0, a power of two           8.25
-    ``mxfp6``    E2M3      32    E8M0                           6.25
-    ``mxfp4``    E2M1      32    E8M0                           4.25
-    ``mxint8``   INT8      32    E8M0                           8.25
-    ``nvfp4``    E2M1      16    E4M3, times one float32        4.5
-    ``nf4``      NF4       64    bfloat16                       4.25
-    ``fp8``      E4M3      row   float32                        8 + 32 / row
-    ============ ========= ===== ============================== ===============
+============ ========= ===== ============================== ===============
+format       element   block scale of a block               bits per value
+============ ========= ===== ============================== ===============
+``mxfp8``    E4M3      32    E8M0, a power of two           8.25
+``mxfp6``    E2M3      32    E8M0                           6.25
+``mxfp4``    E2M1      32    E8M0                           4.25
+``mxint8``   INT8      32    E8M0                           8.25
+``nvfp4``    E2M1      16    E4M3, times one float32        4.5
+``nf4``      NF4       64    bfloat16                       4.25
+``fp8``      E4M3      row   float32                        8 + 32 / row
+============ ========= ===== ============================== ===============
 
 Sources: OCP 8-bit floating point specification 1.0; OCP microscaling formats specification 1.0, sections 5
 and 6; NVIDIA's description of NVFP4; Dettmers et al. 2023, QLoRA, section 3 and appendix E.
@@ -37,6 +37,13 @@ class ElementFormat:
         name: as in the specifications, ``"E2M1"``.
         bits: of a code.
         magnitudes: the finite values that a code without sign may stand for, rising from zero.
+
+    Example:
+        >>> E2M1.magnitudes
+        (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+        >>> codes = E2M1.encode(torch.tensor([2.4, -0.4, 100.0]))
+        >>> codes, E2M1.decode(codes)
+        (tensor([4, 9, 7], dtype=torch.uint8), tensor([ 2.0000, -0.5000,  6.0000]))
 
     Chapter: quantization/activations
     """
@@ -104,6 +111,10 @@ class NormalFloat4(ElementFormat):
 
     Source: Dettmers et al. 2023, eq. 4 and appendix E.
 
+    Example:
+        >>> NF4.encode(torch.tensor([-1.0, 0.0, 0.01, 1.0]))  # level 7 is zero
+        tensor([ 0,  7,  7, 15], dtype=torch.uint8)
+
     Chapter: quantization/activations
     """
 
@@ -153,6 +164,10 @@ class BlockFormat:
     Raises:
         ValueError: a field is outside what it may be.
 
+    Example:
+        >>> FORMATS["mxfp4"].bits_per_value(4096), FORMATS["nvfp4"].bits_per_value(4096)  # 4 + 8/32, 4 + 8/16
+        (4.25, 4.5)
+
     Chapter: quantization/activations
     """
 
@@ -190,6 +205,10 @@ def decode_e8m0(codes: Tensor) -> Tensor:
 
     Source: OCP microscaling formats specification 1.0, section 5.4.1.
 
+    Example:
+        >>> decode_e8m0(torch.tensor([126, 127, 130], dtype=torch.uint8))
+        tensor([0.5000, 1.0000, 8.0000])
+
     Chapter: quantization/activations
     """
     values = torch.ldexp(torch.ones_like(codes, dtype=torch.float32), codes.to(torch.int32) - 127)
@@ -214,6 +233,10 @@ def encode_e8m0(absmax: Tensor, element: ElementFormat) -> Tensor:
 
     Source: OCP microscaling formats specification 1.0, section 6.3.
 
+    Example:
+        >>> encode_e8m0(torch.tensor([6.0, 7.9, 8.0]), E2M1)  # E2M1 ends at 6: 7.9 will saturate, 8 gets a step of 2
+        tensor([127, 127, 128], dtype=torch.uint8)
+
     Chapter: quantization/activations
     """
     if not torch.isfinite(absmax).all():
@@ -235,6 +258,11 @@ class FloatTensor:
         tensor_scale: float32 ``[]`` (with E4M3 scales), else None.
         shape: ``(rows, n)``.
         format: element and block.
+
+    Example:
+        >>> found = quantize(torch.ones(1, 32), FORMATS["mxfp4"])
+        >>> found.packed.nbytes, found.scale.nbytes, found.nbytes  # 32 codes of 4 bits, one scale
+        (16, 1, 17)
 
     Chapter: quantization/activations
     """
@@ -285,6 +313,11 @@ def quantize(x: Tensor, form: BlockFormat) -> FloatTensor:
         ValueError: ``x`` is no matrix of finite floats, or the block does not divide its rows.
 
     Source: as the module.
+
+    Example:
+        >>> found = quantize(torch.tensor([[0.4, 1.0, -2.6, 7.0] * 8]), FORMATS["mxfp4"])
+        >>> found.dequantize()[0, :4]  # the scale is 1; 7 saturates at 6
+        tensor([ 0.5000,  1.0000, -3.0000,  6.0000])
 
     Chapter: quantization/activations
     """

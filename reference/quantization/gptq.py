@@ -41,6 +41,11 @@ class Solution(NamedTuple):
     :math:`\frac12 \mathrm{tr}(E (H + \lambda I) E^\top)` with :math:`E = \hat W - W`, which the solver
     gets for free as half the sum of its squared :math:`e`. ``damping`` is the fraction that was used.
 
+    Example:
+        >>> solution = solve(torch.tensor([[0.0, 1.0, 2.0, 3.0]]), torch.eye(4), QuantizationSpec(2))
+        >>> solution.codes, solution.loss, solution.damping  # weights that lie on the grid cost nothing
+        (tensor([[0, 1, 2, 3]], dtype=torch.uint8), 0.0, 0.01)
+
     Chapter: quantization/gptq
     """
 
@@ -114,6 +119,12 @@ def solve(
     name: str = "weight",
 ) -> Solution:
     """Codes, grids and loss of GPTQ; see :func:`quantize_layer` for the arguments.
+
+    Example:
+        >>> weight = torch.tensor([[0.0, 0.4, 0.4, 3.0]])  # on a grid of step 1 both 0.4 are nearest to 0
+        >>> inputs = torch.tensor([[1.0, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]])  # two channels are always equal
+        >>> solve(weight, 2 * inputs.T @ inputs, QuantizationSpec(2)).codes  # the second makes up for the first
+        tensor([[0, 0, 1, 3]], dtype=torch.uint8)
 
     Chapter: quantization/gptq
     """

@@ -37,6 +37,12 @@ class QuantizationSpec:
     Raises:
         ValueError: a field is outside what it may be.
 
+    Example:
+        >>> QuantizationSpec(4, group_size=128).bits_per_weight(4096)  # 4 + (16 + 4) / 128
+        4.15625
+        >>> QuantizationSpec(4, symmetric=True).middle
+        8
+
     Chapter: quantization/post_training
     """
 

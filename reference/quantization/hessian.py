@@ -32,6 +32,13 @@ class HessianAccumulator:
         sum: float64 ``[in_features, in_features]``, the sum of :math:`X^\top X`; on a CPU its upper half.
         sequences: how many sequences went in.
 
+    Example:
+        >>> seen = HessianAccumulator(2)
+        >>> seen.add(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))  # two tokens, one sequence
+        >>> seen.hessian
+        tensor([[20., 28.],
+                [28., 40.]])
+
     Chapter: quantization/gptq
     """
 
@@ -96,6 +103,10 @@ class HessianAccumulator:
 def all_finite(values: Tensor) -> bool:
     """Whether all ``values`` are finite, without a temporary of their size.
 
+    Example:
+        >>> all_finite(torch.tensor([1.0, 2.0])), all_finite(torch.tensor([1.0, float("nan")]))
+        (True, False)
+
     Chapter: none (check)
     """
     low, high = values.aminmax()  # NaN wins both
@@ -104,6 +115,10 @@ def all_finite(values: Tensor) -> bool:
 
 def factor_dtype(hessian: Tensor) -> torch.dtype:
     """Type that a Hessian is factorised in: float64 where it has that, else float32.
+
+    Example:
+        >>> factor_dtype(torch.eye(2, dtype=torch.bfloat16)), factor_dtype(torch.eye(2, dtype=torch.float64))
+        (torch.float32, torch.float64)
 
     Chapter: none (linear algebra)
     """
@@ -130,6 +145,13 @@ def inverse_factor(
 
     Warns:
         CalibrationWarning: more damping was used than asked for.
+
+    Example:
+        >>> hessian = torch.tensor([[4.0, 0.0], [0.0, 1.0]])
+        >>> U, used = inverse_factor(hessian, None, hessian.diagonal(), 0.0, "layer")
+        >>> U.T @ U, used
+        (tensor([[0.2500, 0.0000],
+                [0.0000, 1.0000]]), 0.0)
 
     Chapter: none (linear algebra)
     """
@@ -164,6 +186,12 @@ def check(weight: Tensor, hessian: Tensor, damping: float, block_size: int, name
     Raises:
         ValueError: shapes do not match, the Hessian is not finite, negative on its diagonal or zero, or ``damping`` or
             ``block_size`` is out of range.
+
+    Example:
+        >>> check(torch.ones(3, 2), torch.zeros(2, 2), 0.01, 128, "up_proj")
+        Traceback (most recent call last):
+            ...
+        ValueError: hessian of up_proj is zero; no calibration input other than zero has reached this layer
 
     Chapter: none (check)
     """

@@ -32,6 +32,11 @@ class HalfQuadratic(NamedTuple):
         scale: ``[out, groups]``, float32.
         zero_point: ``[out, groups]``, float32, any real number: kernels for integer zero points cannot hold it.
 
+    Example:
+        >>> codes = torch.tensor([[0, 1, 2, 3]], dtype=torch.uint8)
+        >>> HalfQuadratic(codes, torch.tensor([[2.0]]), torch.tensor([[0.5]])).dequantize()
+        tensor([[-1.,  1.,  3.,  5.]])
+
     Chapter: quantization/post_training
     """
 

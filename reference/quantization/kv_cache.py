@@ -19,7 +19,7 @@ Source: Liu et al. 2024, KIVI, sections 3 and 4.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from torch.nn import functional
 from transformers import Cache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
-from reference.tensors import pack, unpack
+from reference.quantization.kv_groups import Groups, dequantize_groups, quantize_groups
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,10 @@ class CacheSpec:
 
     Raises:
         ValueError: a field is outside what it may be.
+
+    Example:
+        >>> CacheSpec(2).bits_per_value()  # 16 bits each for scale and low end, shared by 32 values
+        3.0
 
     Chapter: quantization/activations
     """
@@ -66,63 +70,6 @@ class CacheSpec:
         return self.bits + 32 / self.group_size
 
 
-class Groups(NamedTuple):
-    """Packed codes with scale and low end of each group along the last axis.
-
-    Chapter: quantization/activations
-    """
-
-    codes: Tensor
-    scale: Tensor
-    low: Tensor
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes as stored."""
-        return self.codes.nbytes + self.scale.nbytes + self.low.nbytes
-
-
-def quantize_groups(x: Tensor, bits: int, group_size: int) -> Groups:
-    """Round each run of ``group_size`` values along the last axis to the grid between its least and largest.
-
-    Args:
-        x: ``[..., n]``, floating point; ``group_size`` divides ``n``.
-        bits: 1 to 8.
-        group_size: values that share ``scale`` and ``low``.
-
-    Returns:
-        int32 ``[..., n / group_size, words]``, and two of ``[..., n / group_size]``, in the type of ``x`` if
-        it has 16 bits, else bfloat16.
-
-    Raises:
-        ValueError: ``group_size`` does not divide ``n``.
-
-    Source: Liu et al. 2024, KIVI, section 3.1.
-
-    Chapter: quantization/activations
-    """
-    if x.shape[-1] % group_size:
-        raise ValueError(f"group_size {group_size} does not divide the {x.shape[-1]} values of x's last axis")
-    dtype = x.dtype if x.dtype in (torch.float16, torch.bfloat16) else torch.bfloat16
-    groups = x.float().unflatten(-1, (-1, group_size))
-    low, high = groups.amin(-1).to(dtype), groups.amax(-1).to(dtype)
-    scale = ((high.float() - low.float()) / (2**bits - 1)).to(dtype)
-    step = torch.where(scale > 0, scale.float(), 1.0)  # a group of equal values: codes 0
-    codes = ((groups - low.float()[..., None]) / step[..., None]).round().clamp(0, 2**bits - 1)
-    packed = pack(codes.to(torch.uint8).reshape(-1, group_size), bits)
-    return Groups(packed.reshape(*low.shape, -1), scale, low)
-
-
-def dequantize_groups(groups: Groups, bits: int, group_size: int, dtype: torch.dtype) -> Tensor:
-    """``low + scale · code``, ``[..., n]`` in ``dtype``; computed in float32.
-
-    Chapter: quantization/activations
-    """
-    codes = unpack(groups.codes.reshape(-1, groups.codes.shape[-1]), bits, group_size)
-    codes = codes.reshape(*groups.low.shape, group_size).float()
-    return (groups.low.float()[..., None] + groups.scale.float()[..., None] * codes).flatten(-2).to(dtype)
-
-
 class QuantizedCacheLayer(DynamicLayer):
     """One layer's cache for ``transformers``: packed groups, then a floating-point residual.
 
@@ -131,6 +78,13 @@ class QuantizedCacheLayer(DynamicLayer):
 
     Args:
         spec: bits and groups.
+
+    Example:
+        >>> layer = QuantizedCacheLayer(CacheSpec(8, group_size=4, residual=2))
+        >>> tokens = torch.arange(7.0).reshape(1, 1, 7, 1).expand(1, 1, 7, 4)  # seven tokens of one head of width 4
+        >>> keys, values = layer.update(tokens, tokens)
+        >>> layer.get_seq_length(), layer.keys.shape[2]  # one chunk of four is packed, three tokens are not
+        (7, 3)
 
     Chapter: quantization/activations
     """
@@ -262,6 +216,13 @@ def quantized_cache(config: PreTrainedConfig, spec: CacheSpec) -> Cache:
     Raises:
         ValueError: the model has sliding or linear attention layers.
 
+    Example:
+        >>> from reference.models import tutorial
+        >>> model, ids = tutorial.load(), torch.arange(8)[None]
+        >>> cache = quantized_cache(model.config, CacheSpec(4))
+        >>> model(ids, past_key_values=cache).logits.shape, cache.get_seq_length()
+        (torch.Size([1, 8, 4096]), 8)
+
     Chapter: quantization/activations
     """
     config = config.get_text_config(decoder=True)
@@ -273,6 +234,13 @@ def quantized_cache(config: PreTrainedConfig, spec: CacheSpec) -> Cache:
 
 def cache_nbytes(cache: Cache) -> int:
     """Bytes that a cache holds now, quantised or not.
+
+    Example:
+        >>> cache = Cache(layers=[QuantizedCacheLayer(CacheSpec(4, residual=0))])
+        >>> keys = torch.zeros(1, 1, 64, 32)  # 64 tokens, one head: 2,048 numbers, and as many values
+        >>> _ = cache.update(keys, keys, 0)
+        >>> cache_nbytes(cache)  # 4,096 codes of 5 bits, with scale and low end
+        2560
 
     Chapter: quantization/activations
     """
@@ -312,6 +280,15 @@ def cached_losses(
 
     Raises:
         ValueError: the text is shorter than a window, or ``chunk`` is below 1.
+
+    Example:
+        >>> from reference.models import tutorial
+        >>> model, tokens = tutorial.load(), torch.arange(64)
+        >>> spec = CacheSpec(8, residual=0)
+        >>> losses = cached_losses(model, tokens, lambda: quantized_cache(model.config, spec), window=64, chunk=32)
+        >>> exact = functional.cross_entropy(model(tokens[None]).logits[0, :-1], tokens[1:], reduction="none")
+        >>> losses.shape, bool((losses[0] - exact).abs().max() < 0.1)
+        (torch.Size([1, 63]), True)
 
     Chapter: quantization/activations
     """

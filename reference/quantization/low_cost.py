@@ -37,6 +37,13 @@ class ScalesLinear(nn.Module):
 
     Source: Kim et al. 2023 (PEQA).
 
+    Example:
+        >>> codes, spec = torch.tensor([[0, 1, 2, 3]], dtype=torch.uint8), grid.QuantizationSpec(2)
+        >>> layer = ScalesLinear(QuantizedTensor.from_codes(codes, torch.ones(1, 1), torch.tensor([[0]]), spec))
+        >>> layer(torch.ones(1, 4)).sum().backward()  # y = 6s
+        >>> layer.log_step.grad
+        tensor([[6.]])
+
     Chapter: quantization/quantization_aware
     """
 
@@ -81,6 +88,11 @@ class NF4Linear(nn.Module):
     Raises:
         ValueError: as :func:`reference.quantization.formats.quantize`.
 
+    Example:
+        >>> layer = NF4Linear(torch.ones(1, 64))
+        >>> layer.tensor.nbytes, layer(torch.ones(1, 64)).item()  # 64 codes of 4 bits, a scale of 16
+        (34, 64.0)
+
     Chapter: quantization/quantization_aware
     """
 
@@ -123,6 +135,12 @@ class LowRankLinear(nn.Module):
         ValueError: ``rank`` is below 1 or above the smaller side of the weight.
 
     Source: Dettmers et al. 2023, section 3; start from the error: Li et al. 2024 (LoftQ).
+
+    Example:
+        >>> base = NF4Linear(torch.ones(8, 64))
+        >>> layer, x = LowRankLinear(base, rank=2), torch.ones(1, 64)
+        >>> torch.equal(layer(x), base(x)), layer.nbytes  # nothing yet; 2 · 2 · (64 + 8) bytes
+        (True, 288)
 
     Chapter: quantization/quantization_aware
     """
@@ -183,6 +201,14 @@ def add_low_rank(
     Raises:
         ValueError: a layer without a base, named, or ``from_error`` without the float weights.
 
+    Example:
+        >>> from reference.models import tutorial
+        >>> model = tutorial.load()
+        >>> model.model.layers = model.model.layers[:1]
+        >>> _ = add_low_rank(model, 1, base=lambda name, linear: NF4Linear(linear.weight))
+        >>> [name for name, parameter in model.named_parameters() if parameter.requires_grad][:2]
+        ['model.layers.0.self_attn.q_proj.down', 'model.layers.0.self_attn.q_proj.up']
+
     Chapter: quantization/quantization_aware
     """
     if from_error and base is None:
@@ -209,6 +235,15 @@ def train_scales(model: nn.Module) -> nn.Module:
 
     Raises:
         ValueError: no layer is quantised.
+
+    Example:
+        >>> from reference import workflow
+        >>> from reference.models import tutorial
+        >>> model = tutorial.load()
+        >>> model.model.layers = model.model.layers[:1]
+        >>> _ = train_scales(workflow.quantize(model, grid.QuantizationSpec(4, symmetric=True, group_size=128)))
+        >>> sum(p.numel() for p in model.parameters() if p.requires_grad)  # 786,432 weights in groups of 128
+        6144
 
     Chapter: quantization/quantization_aware
     """

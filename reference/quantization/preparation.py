@@ -25,6 +25,13 @@ STARTS = ("round_to_nearest", "lsq")
 class Convertible(Protocol):
     """A layer that trains and can say what serves in its place.
 
+    Example:
+        >>> class Doubling(nn.Module):
+        ...     def converted(self) -> nn.Module:
+        ...         return nn.Identity()
+        >>> isinstance(Doubling(), Convertible), isinstance(nn.Linear(1, 1), Convertible)
+        (True, False)
+
     Chapter: none (an interface)
     """
 
@@ -43,6 +50,13 @@ def first_grid(weight: Tensor, spec: QuantizationSpec, start: str = "round_to_ne
 
     Raises:
         ValueError: no such start, or an affine grid for ``"lsq"``.
+
+    Example:
+        >>> weight, spec = torch.tensor([[-3.0, -1.0, 1.0, 1.0]]), QuantizationSpec(2, symmetric=True)
+        >>> first_grid(weight, spec).scale.item()  # 2 · 3 / 3: the largest magnitude over the steps
+        2.0
+        >>> first_grid(weight, spec, "lsq").scale.item()  # twice the mean magnitude
+        3.0
 
     Chapter: quantization/quantization_aware
     """
@@ -87,6 +101,13 @@ def prepare(
     Raises:
         ValueError: a layer that the grid does not fit, named; a start whose grid is another than ``spec``'s.
 
+    Example:
+        >>> from reference.models import tutorial
+        >>> spec = QuantizationSpec(4, group_size=128)
+        >>> model = prepare(tutorial.load(), lambda name: spec if name.endswith("0.mlp.up_proj") else None)
+        >>> [name for name, layer in model.named_modules() if isinstance(layer, TrainedLinear)]
+        ['model.layers.0.mlp.up_proj']
+
     Chapter: quantization/quantization_aware
     """
     static = activations is not None and activations.granularity == "static"
@@ -115,6 +136,14 @@ def prepare(
 def solved(model: nn.Module) -> dict[str, QuantizedTensor]:
     """The tensors of a quantised model's layers by name, as a start for :func:`prepare`.
 
+    Example:
+        >>> from reference import workflow
+        >>> from reference.models import tutorial
+        >>> spec = QuantizationSpec(4, group_size=128)
+        >>> model = workflow.quantize(tutorial.load(), lambda name: spec if name.endswith("0.mlp.up_proj") else None)
+        >>> {name: tensor.nbytes for name, tensor in solved(model).items()}
+        {'model.layers.0.mlp.up_proj': 102144}
+
     Chapter: quantization/quantization_aware
     """
     return {name: layer.tensor for name, layer in block_linears(model) if isinstance(layer, QuantizedLinear)}
@@ -132,6 +161,15 @@ def convert(model: nn.Module) -> nn.Module:
 
     Raises:
         ValueError: there is no trained layer.
+
+    Example:
+        >>> from reference.models import tutorial
+        >>> spec = QuantizationSpec(4, group_size=128)
+        >>> model = prepare(tutorial.load(), lambda name: spec if name.endswith("0.mlp.up_proj") else None)
+        >>> trained = model.model.layers[0].mlp.up_proj.quantized_weight
+        >>> packed = convert(model).model.layers[0].mlp.up_proj
+        >>> torch.equal(packed.tensor.dequantize(torch.float32), trained)
+        True
 
     Chapter: quantization/quantization_aware
     """

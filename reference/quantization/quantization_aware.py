@@ -46,6 +46,13 @@ def straight_through(value: Tensor, x: Tensor) -> Tensor:
 def scale_gradient(x: Tensor, factor: float | Tensor) -> Tensor:
     """``x`` going forward, ``factor`` times its gradient going backward.
 
+    Example:
+        >>> x = torch.tensor(2.0, requires_grad=True)
+        >>> y = scale_gradient(x, 0.5)
+        >>> y.backward()
+        >>> y.item(), x.grad.item()
+        (2.0, 0.5)
+
     Chapter: quantization/quantization_aware
     """
     return straight_through(x, x * factor)
@@ -70,6 +77,13 @@ def fake_quantize(
 
     Raises:
         ValueError: no such mask.
+
+    Example:
+        >>> x, step = torch.tensor([0.25, 1.75, 9.0], requires_grad=True), torch.tensor(1.0, requires_grad=True)
+        >>> y = fake_quantize(x, step, 0, 3)
+        >>> y.sum().backward()
+        >>> y.tolist(), x.grad.tolist(), step.grad.item()  # the step's: -0.25 + 0.25 + 3
+        ([0.0, 2.0, 3.0], [1.0, 1.0, 0.0], 3.0)
 
     Chapter: quantization/quantization_aware
     """
@@ -140,6 +154,12 @@ def lsq(
 
     Source: Esser et al. 2020, equations 1 to 3.
 
+    Example:
+        >>> step = torch.tensor(1.0, requires_grad=True)
+        >>> lsq(torch.tensor([9.0, 9.0, 9.0, 9.0]), step, 0, 4).sum().backward()
+        >>> step.grad.item()  # four times 4, over the root of four values times 4
+        4.0
+
     Chapter: quantization/quantization_aware
     """
     if factor is None:
@@ -153,6 +173,10 @@ def initial_step(x: Tensor, qmax: int, axis: int | None = None) -> Tensor:
     r"""LSQ's first step, :math:`2\,\langle|x|\rangle/\sqrt{Q_P}`, over all of ``x`` or along ``axis`` (kept).
 
     Source: Esser et al. 2020, section 2.1.
+
+    Example:
+        >>> initial_step(torch.tensor([3.0, -1.0, 1.0, -3.0]), qmax=4).item()  # 2 · 2 / 2
+        2.0
 
     Chapter: quantization/quantization_aware
     """
@@ -175,6 +199,13 @@ def fake_activations(x: Tensor, spec: ActivationSpec) -> Tensor:
 
     Raises:
         ValueError: ``spec`` is static; use :func:`lsq` with the step that is learned.
+
+    Example:
+        >>> x = torch.tensor([[127.0, -64.4]], requires_grad=True)
+        >>> y = fake_activations(x, ActivationSpec(restricted=True))
+        >>> y.sum().backward()
+        >>> y.tolist(), x.grad.tolist()
+        ([[127.0, -64.0]], [[1.0, 1.0]])
 
     Chapter: quantization/quantization_aware
     """
@@ -199,6 +230,13 @@ def pact(x: Tensor, alpha: Tensor, bits: int) -> Tensor:
         ValueError: ``bits`` out of range.
 
     Source: Choi et al. 2018, equations 1 to 3.
+
+    Example:
+        >>> alpha = torch.tensor([3.0], requires_grad=True)
+        >>> y = pact(torch.tensor([-1.0, 1.2, 5.0]), alpha, bits=2)
+        >>> y.sum().backward()
+        >>> y.tolist(), alpha.grad.tolist()  # only the clipped value moves alpha
+        ([0.0, 1.0, 3.0], [1.0])
 
     Chapter: quantization/quantization_aware
     """

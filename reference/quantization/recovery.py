@@ -28,6 +28,16 @@ def parameter_groups(
         Groups with ``params`` and ``lr``, none empty, without weight decay: a decay would pull weights
         over the edges of their cells for no reason that the loss knows.
 
+    Example:
+        >>> from reference.quantization.grid import QuantizationSpec
+        >>> from reference.quantization.preparation import first_grid
+        >>> from reference.quantization.trained import TrainedLinear
+        >>> linear = nn.Linear(4, 2)
+        >>> layer = TrainedLinear(linear, first_grid(linear.weight.detach(), QuantizationSpec(4)))
+        >>> groups = parameter_groups(layer, 1e-4, step_rate=1e-3, rest_rate=0)
+        >>> [(len(group["params"]), group["lr"]) for group in groups]  # weight; step and zero point; not the bias
+        [(1, 0.0001), (2, 0.001)]
+
     Chapter: quantization/quantization_aware
     """
     kinds: dict[str, list[nn.Parameter]] = {"weights": [], "steps": [], "rest": []}
@@ -67,6 +77,13 @@ def objective(model: nn.Module, kind: str, teacher: nn.Module | None = None) -> 
         ValueError: no such kind, or no teacher.
 
     Source: Liu et al. 2024 (LLM-QAT).
+
+    Example:
+        >>> from reference.models import tutorial
+        >>> student, ids = tutorial.load(), torch.arange(16)[None]
+        >>> loss = objective(student, "distillation", teacher=tutorial.load())
+        >>> round(abs(loss(ids).item()), 3)  # a copy of the teacher has nothing to learn
+        0.0
 
     Chapter: quantization/quantization_aware
     """

@@ -48,6 +48,15 @@ class TrainedLinear(nn.Module):
     Raises:
         ValueError: shapes differ, groups are not consecutive, or activations lack their step.
 
+    Example:
+        >>> from reference.quantization import round_to_nearest
+        >>> linear = nn.Linear(4, 1, bias=False)
+        >>> linear.weight.data = torch.tensor([[0.0, 1.2, 1.9, 3.0]])
+        >>> start = round_to_nearest.quantize_layer(linear.weight.detach(), QuantizationSpec(2))
+        >>> layer = TrainedLinear(linear, start)
+        >>> layer.quantized_weight.tolist(), layer(torch.ones(1, 4)).item()
+        ([[0.0, 1.0, 2.0, 3.0]], 6.0)
+
     Chapter: quantization/quantization_aware
     """
 
@@ -159,6 +168,15 @@ def round_together(model: nn.Module) -> nn.Module:
     Returns:
         ``model``, with a hook that :func:`reference.quantization.preparation.convert` makes idle.
 
+    Example:
+        >>> from reference.quantization import round_to_nearest
+        >>> linear = nn.Linear(4, 1, bias=False)
+        >>> start = round_to_nearest.quantize_layer(linear.weight.detach(), QuantizationSpec(4, group_size=4))
+        >>> model, x = nn.Sequential(TrainedLinear(linear, start)), torch.ones(1, 4)
+        >>> alone = model(x)
+        >>> torch.equal(round_together(model)(x), alone)
+        True
+
     Chapter: quantization/quantization_aware
     """
 
@@ -212,6 +230,12 @@ def into_cells(weight: Tensor, start: QuantizedTensor, depth: float = DEPTH) -> 
 
     Raises:
         ValueError: ``depth`` out of range.
+
+    Example:
+        >>> codes = torch.tensor([[0, 0, 1, 3]], dtype=torch.uint8)  # GPTQ rounded the second 0.4 up
+        >>> start = QuantizedTensor.from_codes(codes, torch.ones(1, 1), torch.tensor([[0]]), QuantizationSpec(2))
+        >>> into_cells(torch.tensor([[0.0, 0.4, 0.4, 3.0]]), start, depth=0.25)  # the edge lies at 0.5
+        tensor([[0.0000, 0.4000, 0.7500, 3.0000]])
 
     Chapter: quantization/quantization_aware
     """

@@ -64,6 +64,16 @@ def scale_block(
 
     Source: Lin et al. 2024, section 3.2, and the authors' ``auto_scale_block`` and ``auto_clip_block``.
 
+    Example:
+        >>> torch.manual_seed(0) and None
+        >>> block = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8))
+        >>> block[0].weight.data[0] = 50.0  # one loud channel
+        >>> x = torch.randn(64, 8)
+        >>> before = block(x)
+        >>> _ = scale_block(block, [((x,), {})], [Scaling("0", ("1",), "1")], QuantizationSpec(3), clip=False)
+        >>> bool(block[0].weight[0] < 50), torch.allclose(block(x), before, rtol=1e-3, atol=1e-3)  # the same function
+        (True, True)
+
     Chapter: quantization/awq
     """
     spec_of = spec if callable(spec) else lambda _: spec

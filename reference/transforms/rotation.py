@@ -46,6 +46,14 @@ def fold_norms(model: PreTrainedModel) -> PreTrainedModel:
 
     Source: Ashkboos et al. 2024, section 4, stage 1a.
 
+    Example:
+        >>> from reference.models import tutorial
+        >>> model, ids = tutorial.load(), torch.arange(8)[None]
+        >>> before = model(ids).logits
+        >>> norm = fold_norms(model).model.norm
+        >>> bool((norm.weight == 1).all()), torch.allclose(model(ids).logits, before, atol=1e-3)
+        (True, True)
+
     Chapter: quantization/activations
     """
     family = _family(model)
@@ -78,6 +86,13 @@ def rotate(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
 
     Source: Ashkboos et al. 2024, section 4, stages 1a and 1b.
 
+    Example:
+        >>> from reference.models import tutorial
+        >>> model, ids = tutorial.load(outliers=50), torch.arange(8)[None]
+        >>> before = model(ids).logits
+        >>> torch.allclose(rotate(model)(ids).logits, before, atol=1e-2)  # the same function
+        True
+
     Chapter: quantization/activations
     """
     family = _family(model)
@@ -97,6 +112,10 @@ def rotate(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
 
 def kurtosis(x: Tensor) -> float:
     r""":math:`\mathbb{E}[(x - \mu)^4] / \sigma^4` over all values: 3 for a normal distribution, large with outliers.
+
+    Example:
+        >>> kurtosis(torch.tensor([-1.0, 1.0])), kurtosis(torch.tensor([0.0] * 99 + [1.0])) > 90  # one outlier
+        (1.0, True)
 
     Chapter: quantization/activations
     """

@@ -19,6 +19,7 @@ from reference.quantization import activation_range, hadamard, round_to_nearest,
 from reference.quantization.activations import AbsmaxAccumulator, ActivationSpec, scale_of
 from reference.quantization.channel_scale import fold
 from reference.quantization.grid import QuantizationSpec
+from reference.transforms._clipping import thresholds
 
 #: 8 bits, symmetric, one scale an output channel.
 W8 = QuantizationSpec(8, symmetric=True)
@@ -57,6 +58,14 @@ def smooth_block(
 
     Source: Xiao et al. 2023, section 4, and the authors' ``smooth_lm``.
 
+    Example:
+        >>> block = nn.Sequential(nn.LayerNorm(2, eps=0.0), nn.Linear(2, 1))
+        >>> block[0].weight.data, block[1].weight.data = torch.tensor([16.0, 1.0]), torch.ones(1, 2)
+        >>> x = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+        >>> _ = smooth_block(block, [((x,), {})], [Scaling("0", ("1",), "1")], alpha=0.5)
+        >>> block[0].weight.tolist(), block[1].weight.tolist()  # the root of 16 has moved over
+        ([4.0, 1.0], [[4.0, 1.0]])
+
     Chapter: quantization/smoothquant
     """
     chosen = _behind_norms(block, scalings)
@@ -85,6 +94,11 @@ def input_absmax(
 
     Raises:
         ValueError: NaN or infinite activations, by name.
+
+    Example:
+        >>> block, batches = nn.Linear(2, 1), [torch.tensor([16.0, -1.0]), torch.tensor([-20.0, 3.0])]
+        >>> input_absmax(block, [((batch,), {}) for batch in batches], [""])[1]
+        {'': tensor([20.,  3.])}
 
     Chapter: quantization/smoothquant
     """
@@ -116,6 +130,12 @@ def group_factors(linears: Sequence[nn.Module], activation_absmax: Tensor, alpha
     Returns:
         float32 ``[in_features]``. A channel that calibration never saw active gets 1, where the authors' code gives
         it 1e-5.
+
+    Example:
+        >>> linear = nn.Linear(3, 1)
+        >>> linear.weight.data = torch.ones(1, 3)
+        >>> group_factors([linear], torch.tensor([16.0, 1.0, 0.0]), alpha=0.5)  # the last was never active
+        tensor([4., 1., 1.])
 
     Chapter: quantization/smoothquant
     """
@@ -163,6 +183,12 @@ def quantize_integer(
         ValueError: as :func:`smooth_block`, a grid that integers cannot compute with, or ``rotated`` layers with static
             activations or of a width without a Hadamard matrix.
 
+    Example:
+        >>> from reference.models import tutorial
+        >>> layer = quantize_integer(tutorial.load(), [torch.arange(16)[None]]).model.layers[0].mlp.up_proj
+        >>> layer.weight.dtype, layer.activations.granularity
+        (torch.int8, 'per_token')
+
     Chapter: quantization/smoothquant
     """
     family, spec = family_of(model), activations or ActivationSpec()
@@ -175,7 +201,7 @@ def quantize_integer(
         outputs, absmax = input_absmax(block, calls, [group[0] for group in family.sublayers], name=path)
 
         def clipped(scales: dict[str, Tensor | None]) -> dict[str, float]:
-            return _thresholds(block, calls, scales, static_rule, spec, path)
+            return thresholds(block, calls, scales, static_rule, spec, path)
 
         clip = clipped if spec.granularity == "static" and static_rule != "max" else None
         _to_integers(block, family, absmax, alpha, weights, spec, path, rotated, clip)
@@ -187,6 +213,11 @@ def quantize_integer(
 
 class AlphaSearch(NamedTuple):
     """The best alpha, and the loss of each that was tried.
+
+    Example:
+        >>> found = AlphaSearch(0.75, losses={0.5: 0.02, 0.75: 0.01})
+        >>> found.losses[found.alpha] == min(found.losses.values())
+        True
 
     Chapter: quantization/smoothquant
     """
@@ -226,6 +257,14 @@ def search_alpha(
 
     Raises:
         ValueError: ``alphas`` is empty, or as :func:`quantize_integer`.
+
+    Example:
+        >>> from reference.models import tutorial
+        >>> model = tutorial.load(outliers=100)
+        >>> model.model.layers = model.model.layers[:1]
+        >>> found = search_alpha(model, [torch.arange(64)[None]], alphas=(0.0, 0.5))
+        >>> found.alpha, found.losses[0.5] < found.losses[0.0]  # the weights take their share of the outliers
+        (0.5, True)
 
     Chapter: quantization/smoothquant
     """
@@ -305,26 +344,6 @@ def _to_integers(
                 linear, weight, activations, input_scale=input_scale, channel_scale=channel_scale, hadamard=turn
             )
             replace_module(block, path, layer)
-
-
-def _thresholds(
-    block: nn.Module, calls: list[Call], scales: dict[str, Tensor | None], rule: str, spec: ActivationSpec, name: str
-) -> dict[str, float]:
-    """Where to clip the inputs of some layers, divided by their scales, in one more run of the block."""
-    seen = {path: activation_range.MagnitudeHistogram() for path in scales}
-    handles = []
-    for path, scale in scales.items():
-
-        def add(_: nn.Module, args: tuple, path: str = path, scale: Tensor | None = scale) -> None:
-            seen[path].add(args[0] if scale is None else args[0] / scale, f"{name}.{path}")
-
-        handles.append(block.get_submodule(path).register_forward_pre_hook(add))
-    try:
-        capture(block, calls, ())
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {path: activation_range.threshold(histogram, rule, spec) for path, histogram in seen.items()}
 
 
 def _squares(parts: list[Tensor]) -> Tensor:

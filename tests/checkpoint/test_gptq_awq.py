@@ -1,6 +1,7 @@
 """The GPTQ and AWQ formats, read back by an unpacker that works on strings of bits."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,33 @@ def test_gptq_files_mean_what_the_layers_compute(bits: int, symmetric: bool, mov
     assert torch.equal(loaded(IDS).logits, model(IDS).logits)
     group_index = next(block_linears(loaded))[1].group_index
     assert (group_index is not None) == moved
+
+
+def test_layers_left_in_float_are_named_for_loaders(tmp_path: Path) -> None:
+    """vLLM and GPTQModel ask ``dynamic``, first pattern that matches; transformers asks for the layers that remain."""
+    four, eight = QuantizationSpec(4, symmetric=True, group_size=32), QuantizationSpec(8, symmetric=True, group_size=32)
+
+    def grid(name: str) -> QuantizationSpec | None:
+        if name.endswith("down_proj") or name == "model.layers.0.self_attn.v_proj":
+            return None
+        return eight if name == "model.layers.1.mlp.up_proj" else four
+
+    model = workflow.quantize(llama(), grid, scale_dtype=torch.float16)
+    checkpoint.save(model, tmp_path / "out", "gptq")
+    found = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+
+    def bits(name: str) -> int | None:
+        for pattern, rule in found["dynamic"].items():
+            if re.match(pattern[2:], name):
+                return None if pattern.startswith("-:") else rule["bits"]
+        return found["bits"]
+
+    names = [name for name, _ in block_linears(model)]
+    assert {name: bits(name) for name in names} == {name: (spec := grid(name)) and spec.bits for name in names}
+    remaining = [name for group in found["modules_in_block_to_quantize"] for name in group]
+    quantized = {name for name in names if any(name == each or name.endswith(f".{each}") for each in remaining)}
+    assert quantized == {name for name in names if grid(name)}
+    assert torch.equal(checkpoint.load(tmp_path / "out")(IDS).logits, model(IDS).logits)
 
 
 def test_moved_groups_read_without_their_index_are_other_weights(tmp_path: Path) -> None:
