@@ -1,17 +1,19 @@
 # Two commands: `make book` and `make test`. Both make .venv from requirements.lock first.
 #
 #   PYTHON=python3.12   the interpreter that makes .venv (3.10 to 3.13)
+#   LAB_ARGS=…          more options for JupyterLab: make lab LAB_ARGS=--no-browser
 #   PIP_ARGS=…          more options for pip, such as another index for CPU builds of torch
 
 PYTHON ?= python3
 PIP_ARGS ?=
+LAB_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: help book test browser zip lab lint twice tidy lock address clean
+.PHONY: help book test browser pdf zip lab lint twice tidy lock address clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -23,8 +25,11 @@ book: $(STAMP)  ## execute what changed, build the HTML, print its address and t
 test: lint  ## ruff, mypy and all tests
 	$(BIN)/python -m pytest -n 2
 
-browser: $(STAMP)  ## every page of the built site in Chromium: phone and desk, light and dark, keyboard, search
+browser: $(STAMP) pdf  ## every page of the built site in Chromium: phone and desk, light and dark, keyboard, search
 	BROWSER=required $(BIN)/python -m pytest -n 2 tests/browser
+
+pdf: $(STAMP)  ## the built site as one PDF; needs Chromium
+	$(BIN)/python tools/book_pdf.py
 
 zip: $(STAMP)  ## the built site, and the executed notebooks, each as one file
 	$(BIN)/python tools/zip_site.py
@@ -38,7 +43,7 @@ twice: $(STAMP)  ## execute every notebook again; the numbers must be the same
 	$(BIN)/python tools/execute_twice.py
 
 lab: $(STAMP)  ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab --notebook-dir=notebooks
+	$(BIN)/jupyter lab --ServerApp.root_dir=notebooks $(LAB_ARGS)
 
 tidy: $(STAMP)  ## write notebooks in their committed form: no outputs, canonical first cells
 	$(BIN)/python tools/tidy_notebooks.py

@@ -8,7 +8,7 @@ block runs once a batch, where re-running it for every group would take five run
 """
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -64,6 +64,36 @@ def batches(tokens: Tensor, *, sequences: int, length: int, batch: int = 8, seed
     generator = torch.Generator().manual_seed(seed)
     starts = torch.randperm(places, generator=generator)[:sequences]
     return list(torch.stack([tokens[start : start + length] for start in starts.tolist()]).split(batch))
+
+
+def warn_of_few_tokens(calibration: list[Tensor] | None, layers: Mapping[str, nn.Linear]) -> None:
+    """Say that a Hessian will be singular, for the function whose caller's caller asked for it.
+
+    Args:
+        calibration: int64 token batches.
+        layers: by full name, those whose Hessian is needed; one or more.
+
+    Warns:
+        CalibrationWarning: fewer calibration tokens than a layer has inputs.
+
+    Example:
+        >>> with warnings.catch_warnings(record=True) as said:
+        ...     warnings.simplefilter("always")
+        ...     warn_of_few_tokens([torch.zeros(1, 10, dtype=torch.int64)], {"up": nn.Linear(64, 8)})
+        >>> str(said[0].message).split(":")[0]
+        'calibration has 10 tokens, fewer than the 64 inputs of up'
+
+    Chapter: none (checks)
+    """
+    tokens = sum(ids.numel() for ids in calibration or [])
+    widest, linear = max(layers.items(), key=lambda pair: pair[1].in_features)
+    if tokens < linear.in_features:
+        warnings.warn(
+            f"calibration has {tokens} tokens, fewer than the {linear.in_features} inputs of {widest}: its Hessian is "
+            "singular, and damping decides the directions that no token shows. Ten tokens an input are usual",
+            CalibrationWarning,
+            stacklevel=4,
+        )
 
 
 class _Stop(Exception):

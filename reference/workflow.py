@@ -1,17 +1,15 @@
 """From a model and a specification to a compressed model, layer by layer."""
 
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from reference.calibration import Call, capture, walk_blocks
+from reference.calibration import Call, capture, walk_blocks, warn_of_few_tokens
 from reference.job import Job
 from reference.models.families import block_linears, family_of
 from reference.models.streaming import StreamedModel
-from reference.quantization import CalibrationWarning
 from reference.quantization.activations import ActivationSpec
 from reference.quantization.grid import QuantizationSpec, check_weight
 from reference.ranks import ALONE, Ranks
@@ -166,15 +164,8 @@ def check(
     grids = {name: grid for name, _, grid in chosen if grid is not None}
     if not grids:
         raise ValueError(f"spec leaves all {len(chosen)} linear layers in float; there is nothing to do")
-    tokens = sum(ids.numel() for ids in calibration or [])
-    widest, linear = max(((name, linear) for name, linear, _ in chosen), key=lambda pair: pair[1].in_features)
-    if method.endswith("gptq") and tokens < linear.in_features:
-        warnings.warn(
-            f"calibration has {tokens} tokens, fewer than the {linear.in_features} inputs of {widest}: its Hessian is "
-            "singular, and damping decides the directions that no token shows. Ten tokens an input are usual",
-            CalibrationWarning,
-            stacklevel=3,
-        )
+    if method.endswith("gptq"):
+        warn_of_few_tokens(calibration, {name: linear for name, linear, _ in chosen})
     return grids
 
 

@@ -13,7 +13,10 @@ from pathlib import Path
 
 import book_execute
 import book_stage
+import glossary_check
+import glossary_links
 import site_check
+import zip_site
 from book_paths import CACHE, HTML, ROOT, digest, files_below, notebooks, toc_pages
 
 STAMP = CACHE / "built"
@@ -77,8 +80,12 @@ def main() -> None:
         STAMP.unlink(missing_ok=True)
         source = book_stage.stage(records)
         sphinx()
-        if problems := site_check.problems(HTML, [html_of(page) for page in toc_pages(source)]):
+        pages = toc_pages(source)
+        problems = site_check.problems(HTML, [html_of(page) for page in pages])
+        linked = [html_of(page) for page in pages if glossary_links.has_links(page.with_suffix("").as_posix())]
+        if problems := problems or glossary_check.problems(HTML, linked, glossary_links.plain_names()):
             raise SystemExit("\n".join(problems))
+        zip_site.main()
         STAMP.write_text(state)
     else:
         print("nothing has changed since the last build")

@@ -6,6 +6,7 @@ Made at each build from the executed notebooks; nothing of it is in git.
 import base64
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import chapter_rules
@@ -36,6 +37,26 @@ def card(figure: dict, notebook: Path, folder: str) -> str:
     return "\n".join(["::::{grid-item-card}", image, "", f"{{numref}}`{figure['name']}`: {caption}", "::::"])
 
 
+def parts(names: Iterable[str]) -> list[str]:
+    """Buttons that choose a part of the book; `book.js` shows them and makes them work."""
+    made = [("", "all"), *((name, name) for name in dict.fromkeys(names))]
+    buttons = "".join(
+        f'<button type="button" data-part="{part}" aria-pressed="{str(not part).lower()}">{label}</button>'
+        for part, label in made
+    )
+    return [
+        "```{raw} html",
+        f'<div class="gallery-filter" role="group" aria-label="Part" hidden>{buttons}</div>',
+        "```",
+        "",
+    ]
+
+
+def part_of(notebook: Path) -> str:
+    """`notebooks/pruning/movement.ipynb` → `pruning`; what lies in no folder is the overview."""
+    return notebook.parent.name if notebook.parent.name != "notebooks" else notebook.stem
+
+
 def write(executed: dict[Path, Path], generated: Path) -> int:
     """Write `gallery.md` and its images below `generated`; how many figures it has.
 
@@ -47,17 +68,19 @@ def write(executed: dict[Path, Path], generated: Path) -> int:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     lines: list[str] = []
+    shown: list[str] = []
     count = 0
     for notebook, path in executed.items():
         loaded = chapter_rules.load(path)
         if found := figures(loaded):
             title = loaded["cells"][0]["source"].splitlines()[0].removeprefix("# ")
             lines += [f"## {title}", "", f"From [{chapter_name(notebook)}](/{notebook.as_posix()}).", ""]
-            lines += [":::::{grid} 1 1 2 2", ""]
+            lines += [":::::{grid} 1 1 2 2", ":gutter: 3", f":class-container: part-{part_of(notebook)}", ""]
+            shown.append(part_of(notebook))
             for figure in found:
                 (folder / f"{figure['name']}.png").write_bytes(figure["png"])
                 lines += [card(figure, notebook, "_generated/gallery"), ""]
             lines += [":::::", ""]
             count += len(found)
-    (generated / "gallery.md").write_text("\n".join(lines) + "\n")
+    (generated / "gallery.md").write_text("\n".join([*parts(shown), *lines]) + "\n")
     return count

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from book_paths import ROOT, chapter_name
 
-# Reader → chapters in order, each with the reason why it stands there. Chapters that are not in _toc.yml are left out.
+# Reader → chapters in order, each with the reason why it stands there.
 PATHS: dict[str, list[tuple[str, str]]] = {
     "The student": [
         ("overview", "all three families at work on one model"),
@@ -34,7 +34,6 @@ PATHS: dict[str, list[tuple[str, str]]] = {
         ("deployment/production", "serving, shadow, canary, back"),
         ("practice/quantization_workflow", "from a model to a release"),
         ("practice/pruning_pipeline", "the same with zeros"),
-        ("practice/takeaways", "what to remember"),
     ],
     "The kernel engineer": [
         ("quantization/post_training", "layouts of codes, scales and zero points"),
@@ -48,6 +47,9 @@ PATHS: dict[str, list[tuple[str, str]]] = {
     ],
 }
 MINUTES = re.compile(r"(\d+) minutes to read")
+#: What the stated minutes are held against: words a minute, and minutes for a displayed formula and for a line of code.
+WORDS, FORMULA, LINE = 200.0, 0.5, 0.05
+UNREAD = {"remove-cell", "hide-cell", "hide-input", "solution"}
 
 
 def minutes(notebook: Path) -> int:
@@ -63,6 +65,23 @@ def minutes(notebook: Path) -> int:
     return int(found[1])
 
 
+def counted_minutes(notebook: Path) -> float:
+    """How long a chapter takes by its words, formulas and lines of code, without exercises and without its list of functions."""
+    words, minutes_, skipping = [], 0.0, False
+    for cell in json.loads(notebook.read_text())["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            heading = re.search(r"^## (.+)", source, re.MULTILINE)
+            skipping = heading[1] in ("Exercises", "Functions of this chapter") if heading else skipping
+            if not skipping:
+                minutes_ += FORMULA * len(re.findall(r"\$\$.*?\$\$", source, re.DOTALL))
+                prose = re.sub(r"\$\$.*?\$\$|\{[\w:]+\}`[^`]*`|\]\([^)]*\)", "", source, flags=re.DOTALL)
+                words += re.findall(r"[A-Za-z][A-Za-z'’-]+", prose)
+        elif not skipping and not UNREAD & set(cell["metadata"].get("tags", ())):
+            minutes_ += LINE * len(source.splitlines())
+    return minutes_ + len(words) / WORDS
+
+
 def title(notebook: Path) -> str:
     return "".join(json.loads(notebook.read_text())["cells"][0]["source"]).splitlines()[0].removeprefix("# ")
 
@@ -76,7 +95,7 @@ def page(seconds: Mapping[Path, float], root: Path = ROOT) -> str:
     chapters = {chapter_name(notebook): notebook for notebook in seconds}
     lines: list[str] = []
     for reader, wanted in PATHS.items():
-        steps = [(chapters[name], why) for name, why in wanted if name in chapters]
+        steps = [(chapters[name], why) for name, why in wanted]
         reading = sum(minutes(root / notebook) for notebook, _ in steps)
         running = sum(seconds[notebook] for notebook, _ in steps)
         lines += [

@@ -15,6 +15,47 @@
     }
   };
 
+  const hint = (part) => {
+    const left = part.scrollWidth - part.clientWidth - part.scrollLeft;
+    part.classList.toggle("more-right", left > 2 && getComputedStyle(part).overflowX !== "visible");
+  };
+  const hints = () => document.querySelectorAll(`.bd-article :is(${SCROLLS}, pre, .book-widget)`).forEach(hint);
+
+  const tables = () => {
+    // Numbers with their spread are not broken; long words get room, since a wide table scrolls.
+    for (const cell of document.querySelectorAll(".bd-article :is(td, th):not(.book-widget *)")) {
+      const text = cell.textContent.trim();
+      if (text.length > 24) cell.classList.add("wordy");
+      else if (/^[+−-]?[\d.,-]+( ± [\d.,]+)?( %)?$/.test(text)) cell.classList.add("number");
+    }
+  };
+
+  const breaks = () => {
+    // Long names of the package break after a dot or an underscore, not in a word.
+    const NAMES = ".bd-article :is(h1, h2, h3, .sig-prename, .sig-name, code .pre)";
+    for (const part of document.querySelectorAll(NAMES)) {
+      for (const text of [...part.childNodes].filter((n) => n.nodeType === 3 && /\w[._]\w{3}/.test(n.data))) {
+        const pieces = text.data.split(/(?<=\w[._])(?=\w{2})/).flatMap((piece) => [piece, document.createElement("wbr")]);
+        text.replaceWith(...pieces.slice(0, -1));
+      }
+    }
+  };
+
+  const gallery = () => {
+    // Buttons that leave the figures of one part of the book.
+    const filter = document.querySelector(".gallery-filter");
+    if (!filter) return;
+    filter.hidden = false;
+    filter.addEventListener("click", (event) => {
+      const pressed = event.target.closest("button");
+      if (!pressed) return;
+      for (const button of filter.querySelectorAll("button")) button.setAttribute("aria-pressed", button === pressed);
+      for (const grid of document.querySelectorAll(".bd-article [class*='part-']")) {
+        grid.closest("section").hidden = pressed.dataset.part !== "" && !grid.classList.contains(`part-${pressed.dataset.part}`);
+      }
+    });
+  };
+
   const name = () => {
     for (const fold of document.querySelectorAll(".bd-sidebar-primary summary:not([aria-label])")) {
       const link = fold.closest("li")?.querySelector("a");
@@ -45,9 +86,14 @@
     name();
     unname();
     keepFocus();
-    reach();
-    window.addEventListener("resize", reach);
-    document.addEventListener("toggle", reach, true);
+    tables();
+    breaks();
+    gallery();
+    const look = () => { reach(); hints(); };
+    look();
+    window.addEventListener("resize", look);
+    document.addEventListener("toggle", look, true);
+    document.addEventListener("scroll", (event) => event.target.closest?.(".bd-article") && hint(event.target), true);
+    window.addEventListener("load", () => Promise.resolve(window.MathJax?.startup?.promise).then(look));
   });
-  window.addEventListener("load", () => Promise.resolve(window.MathJax?.startup?.promise).then(reach));
 })();

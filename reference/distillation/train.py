@@ -193,7 +193,7 @@ def distill(
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
-        >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8,
+        >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, initializer_range=0.5,
         ...                      num_hidden_layers=1, num_attention_heads=2)
         >>> teacher, student = LlamaForCausalLM(config), LlamaForCausalLM(config)
         >>> lesson, windows = Lesson(student, teacher, Recipe()), torch.tensor([[1, 2, 3, 4]])

@@ -1,13 +1,23 @@
 """Figures of the chapter ``quantization/activations``."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullFormatter
+from matplotlib.axis import Axis
+from matplotlib.ticker import NullLocator
 from torch import Tensor
 
 MARKERS = ("o", "s", "D", "^")
+
+
+def _decimal(axis: Axis) -> None:
+    """Numbers on a logarithmic axis as people write them."""
+    low, high = sorted(axis.get_view_interval())
+    ticks = [base * 10.0**power for power in range(-6, 5) for base in (1, 2, 5) if low <= base * 10.0**power <= high]
+    axis.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    axis.set_minor_locator(NullLocator())
 
 
 def clipping(limits: Sequence[float], errors: Sequence[float], rules: Mapping[str, tuple[float, float]]) -> Axes:
@@ -24,7 +34,8 @@ def clipping(limits: Sequence[float], errors: Sequence[float], rules: Mapping[st
             [limit], [error], MARKERS[number], color=f"C{number}", markersize=7, label=name, linestyle="none"
         )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel="clipping threshold", ylabel="mean square error")
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    _decimal(axes.xaxis)
+    _decimal(axes.yaxis)
     axes.legend(fontsize=9.5)
     return axes
 
@@ -68,8 +79,16 @@ def formats(points: Mapping[str, tuple[float, float]]) -> Axes:
     """
     _, axes = plt.subplots(figsize=(4.8, 4.0))
     for number, (name, (bits, loss)) in enumerate(points.items()):
-        axes.plot([bits], [loss], MARKERS[number % 4], color=f"C{number % 8}", linestyle="none", label=name)
-        axes.annotate(name, (bits, loss), xytext=(6, 3), textcoords="offset points", fontsize=9)
+        axes.plot([bits], [loss], MARKERS[number % 4], color=f"C{number % 7}", linestyle="none", label=name)
     axes.set(yscale="log", xlabel="bits stored per weight", ylabel="added loss, nats per token")
     axes.set_xlim(right=max(bits for bits, _ in points.values()) + 1.2)
+    _decimal(axes.yaxis)
+    low, high = (math.log(end) for end in axes.get_ylim())
+    heights: list[tuple[float, float]] = []  # names of points that lie close together stand one above the other
+    for name, (bits, loss) in sorted(points.items(), key=lambda item: item[1][1]):
+        beside = max(other for other, _ in points.values() if abs(other - bits) < 1) + 0.25
+        height = max([(math.log(loss) - low) / (high - low), *(y + 0.055 for x, y in heights if abs(x - bits) < 1)])
+        heights.append((bits, height))
+        axes.annotate(name, (bits, loss), xytext=(beside, math.exp(low + height * (high - low))), va="center",
+                      fontsize=9.5, arrowprops={"arrowstyle": "-", "color": "0.6", "lw": 0.7, "shrinkA": 0, "shrinkB": 4})  # fmt: skip
     return axes

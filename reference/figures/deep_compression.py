@@ -35,7 +35,7 @@ def position_cost(density: Sequence[float], curves: Mapping[str, Sequence[float]
         density: share of kept weights.
         curves: layout → bits for each kept weight at each density; the last is drawn as a dotted bound.
     """
-    figure, axes = plt.subplots(figsize=(5.4, 4.9))
+    figure, axes = plt.subplots(figsize=(5.2, 4.9))
     for number, (label, values) in enumerate(curves.items()):
         last = number == len(curves) - 1
         style = ":" if last else STYLES[number % 2]
@@ -94,7 +94,7 @@ def stages(names: Sequence[str], parts: Mapping[str, Sequence[float]]) -> Axes:
         names: of the stages.
         parts: what the bits are for → one number a stage.
     """
-    figure, axes = plt.subplots(figsize=(5.4, 3.9))
+    figure, axes = plt.subplots(figsize=(5.2, 3.9))
     places, base = np.arange(len(names)), np.zeros(len(names))
     for label, values in parts.items():
         axes.bar(places, values, 0.62, bottom=base, label=label)

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import StrMethodFormatter
 
 from reference.deployment.calculator import CHUNK, MODELS, losses
+from reference.figures.palette import looks
 from reference.figures.widget import widget
 from reference.hardware.devices import devices
 from reference.hardware.roofline import SCHEMES
@@ -68,14 +69,15 @@ def memory_by_scheme(memory: Mapping[str, Sequence[float]], capacity: float, *, 
         capacity: bytes.
         ax: axes to draw into; new ones if None.
     """
-    axes = ax or plt.subplots()[1]
+    axes = ax or plt.subplots(figsize=(4.8, 3.9))[1]
     places, below = np.arange(len(memory)), np.zeros(len(memory))
     for part, values in zip(("weights", "cache", "activations"), np.array(list(memory.values())).T / 1e9, strict=True):
         axes.bar(places, values, 0.6, bottom=below, label=part)
         below += values
     axes.axhline(capacity / 1e9, color="black", linewidth=1.2, linestyle="--", label="capacity")
-    axes.set(xticks=places, xticklabels=list(memory), ylabel="GB", ylim=(0, 1.2 * max(capacity / 1e9, below.max())))
-    axes.legend(ncols=4, loc="upper right")
+    axes.set(xticks=places, ylabel="memory, GB", ylim=(0, 1.3 * max(capacity / 1e9, below.max())))
+    axes.set_xticklabels(list(memory), fontsize=9)
+    axes.legend(ncols=2, loc="upper right", fontsize=9.5)
     return axes
 
 
@@ -86,12 +88,12 @@ def speed_by_batch(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], *
         lines: scheme → batches and tokens per second.
         ax: axes to draw into; new ones if None.
     """
-    axes = ax or plt.subplots()[1]
-    for name, (batches, speed) in lines.items():
-        axes.plot(batches, speed, "o-", label=name)
+    axes = ax or plt.subplots(figsize=(4.8, 3.9))[1]
+    for (name, (batches, speed)), look in zip(lines.items(), looks(lines), strict=True):
+        axes.plot(batches, speed, label=name, **look)
     axes.set(yscale="log", xlabel="sequences at once", ylabel="tokens per second, at most")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.legend()
+    axes.legend(fontsize=9.5)
     return axes

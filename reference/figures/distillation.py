@@ -63,7 +63,8 @@ def cascade_curve(
     for label, place in single.items():
         left = place[0] == dearest
         axes.annotate(
-            label, place, textcoords="offset points", xytext=(0, -26) if left else (10, -8),
+            label, place, textcoords="offset points", xytext=(0, -26) if left else (16, -8), zorder=4,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
             ha="right" if left else "left", fontsize=9.5,
         )  # fmt: skip
     axes.set(xlabel="mean cost of a row, the largest model's = 1", ylabel="right, %")

@@ -6,6 +6,9 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
+from reference.figures import palette
+from reference.figures.palette import looks
+
 MARKERS = ("o", "s", "D", "^", "v")
 
 
@@ -33,9 +36,15 @@ def budgets(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Ax
         curves: label → (bits per weight, nats per token).
     """
     _, axes = plt.subplots(figsize=(4.8, 3.9))
-    for (label, (bits, values)), marker in zip(curves.items(), MARKERS, strict=False):
-        style = "--" if label.startswith("uniform") else "-"
-        axes.plot(bits, values, marker=marker, linestyle=style, linewidth=1.2, label=label)
+    taken: set[str] = set()
+    for label, (bits, values) in curves.items():
+        look = looks([label.rpartition(", ")[2].replace("nearest", "to nearest", 1)])[0]
+        dashed = label.startswith("uniform")
+        if not dashed and look["color"] in taken:
+            look |= {"color": palette.SKY, "markerfacecolor": palette.SKY, "marker": "D"}
+        taken |= set() if dashed else {look["color"]}
+        look |= {"linestyle": "--", "markerfacecolor": "white"} if dashed else {}
+        axes.plot(bits, values, linewidth=1.2, label=label, **look)
     axes.set(yscale="log", xlabel="stored bits per weight", ylabel="divergence, nats per token")
     axes.legend(fontsize=9.5)
     return axes
@@ -54,7 +63,7 @@ def exits(fixed: tuple[Sequence[float], Sequence[float]], early: tuple[Sequence[
     axes.plot(*fixed, marker="s", linestyle="--", linewidth=1.2, label="one head for all")
     axes.plot(*early, marker="o", linewidth=1.2, label="the sure ones leave at 0")
     axes.set(xlabel="blocks computed, mean", ylabel="accuracy, %")
-    axes.legend(fontsize=9.5)
+    axes.legend(fontsize=9.5, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return axes
 
 

@@ -163,7 +163,7 @@ def calibration(
         for width in columns:
             axes.axvline(width, color="0.6", linewidth=1)
             axes.annotate(f"{width} columns", (width, 0), xycoords=("data", "axes fraction"), xytext=(3, 3),
-                          textcoords="offset points", fontsize=8.5, rotation=90, va="bottom")  # fmt: skip
+                          textcoords="offset points", fontsize=9, rotation=90, va="bottom")  # fmt: skip
         axes.set(xscale="log", yscale="log", ylabel="extra bits per byte", title=domain)
         axes.set_yticks((0.03, 0.1), ("0.03", "0.1"))
         axes.yaxis.set_minor_formatter(NullFormatter())

@@ -6,6 +6,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
+from reference.figures.palette import looks
+
 MARKERS = ("o", "s", "D", "^", "v")
 
 
@@ -20,11 +22,15 @@ def time_by_rows(
         bends: rows at which two schemes change places, drawn as thin vertical lines.
     """
     _, axes = plt.subplots(figsize=(4.8, 3.8))
-    for (label, values), marker in zip(microseconds.items(), MARKERS, strict=False):
-        axes.plot(rows, values, marker=marker, markersize=4, linewidth=1.2, label=label)
+    for (label, values), look in zip(microseconds.items(), looks(microseconds), strict=True):
+        axes.plot(rows, values, markersize=4, linewidth=1.2, label=label, **look)
     for bend in bends:
         axes.axvline(bend, color="black", linewidth=0.8, linestyle=":")
     axes.set(xscale="log", yscale="log", xlabel="rows of activations", ylabel="time, microseconds")
+    low, high = axes.get_ylim()
+    times = [base * 10.0**power for power in range(-3, 7) for base in (1, 2, 5) if low <= base * 10.0**power <= high]
+    axes.set_yticks(times, [f"{time:g}" for time in times])
+    axes.yaxis.set_minor_locator(NullLocator())
     ticks = [row for row in rows if float(row).is_integer()][:: max(1, len(rows) // 8)]
     axes.set_xticks(ticks, [f"{int(tick)}" for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
@@ -51,10 +57,11 @@ def misses_by_cache(kilobytes: Sequence[float], shares: Mapping[str, Sequence[fl
 
 def patterns(masks: Mapping[str, Sequence[Sequence[bool]]]) -> list[Axes]:
     """Masks side by side, kept weights dark."""
-    _, axes = plt.subplots(1, len(masks), figsize=(2.3 * len(masks), 2.5))
+    _, axes = plt.subplots(1, len(masks), figsize=(4.8, 1.9))
     for panel, (label, mask) in zip(axes, masks.items(), strict=True):
         panel.imshow(mask, cmap="Greys", interpolation="nearest")
-        panel.set_title(label, fontsize=10)
+        panel.set_title(label)
+        panel.spines[:].set_visible(True)
         panel.set_xticks([])
         panel.set_yticks([])
     return list(axes)
@@ -68,9 +75,9 @@ def tokens_by_batch(batches: Sequence[int], rates: Mapping[str, Sequence[float |
         rates: scheme → tokens per second, None where it does not fit.
     """
     _, axes = plt.subplots(figsize=(4.8, 3.8))
-    for (label, values), marker in zip(rates.items(), MARKERS, strict=False):
+    for (label, values), look in zip(rates.items(), looks(rates), strict=True):
         fits = [(batch, value) for batch, value in zip(batches, values, strict=True) if value is not None]
-        axes.plot(*zip(*fits, strict=True), marker=marker, markersize=4, linewidth=1.2, label=label)
+        axes.plot(*zip(*fits, strict=True), markersize=4, linewidth=1.2, label=label, **look)
     axes.set(xscale="log", yscale="log", xlabel="sequences", ylabel="tokens per second, at most")
     axes.set_xticks(batches, [str(batch) for batch in batches])
     axes.xaxis.set_minor_locator(NullLocator())

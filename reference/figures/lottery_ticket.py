@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
+from reference.figures.palette import looks
 from reference.statistics import interval
 
-MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 KEPT = (100, 50, 20, 10, 5, 2)
 
 
@@ -26,10 +26,10 @@ def against_density(
     _, axes = plt.subplots(figsize=(5.2, 3.8))
     if level is not None:
         axes.axhline(level, color="black", linewidth=1, linestyle="--")
-    for number, (label, (kept, values)) in enumerate(curves.items()):
+    for (label, (kept, values)), look in zip(curves.items(), looks(curves), strict=True):
         means, halves = np.array([interval(row) for row in values]).T
-        axes.plot(kept, means, marker=MARKERS[number], markersize=4, linewidth=1.2, label=label, color=f"C{number}")
-        axes.fill_between(kept, means - halves, means + halves, color=f"C{number}", alpha=0.18, linewidth=0)
+        axes.plot(kept, means, markersize=4, linewidth=1.2, label=label, **look)
+        axes.fill_between(kept, means - halves, means + halves, color=look["color"], alpha=0.18, linewidth=0)
     _percent_kept(axes)
     axes.set_ylabel(ylabel)
     axes.legend(fontsize=9.5)

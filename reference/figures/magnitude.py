@@ -1,6 +1,7 @@
 """Figures of the chapter ``pruning/magnitude``."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -8,13 +9,15 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter, NullLocator
 
+from reference.figures.palette import looks
+
 MARKERS = ("o", "s", "D", "^", "v", "P")
 Seeds = Sequence[Sequence[float]]
 
 
-def _with_range(axes: Axes, x: Sequence[float], seeds: Seeds, label: str, marker: str) -> Line2D:
+def _with_range(axes: Axes, x: Sequence[float], seeds: Seeds, label: str, look: Mapping[str, Any]) -> Line2D:
     """The mean over the seeds as a line, a bar from the smallest to the largest; ``plotted`` finds the means."""
-    (line,) = axes.plot(x, [float(np.mean(found)) for found in seeds], marker=marker, label=label, linewidth=1.5)
+    (line,) = axes.plot(x, [float(np.mean(found)) for found in seeds], label=label, linewidth=1.5, **look)
     for place, found in zip(x, seeds, strict=True):
         axes.plot((place, place), (min(found), max(found)), color=line.get_color(), linewidth=1.6)
     return line
@@ -53,8 +56,8 @@ def one_shot(
     """
     figure, axes = plt.subplots(figsize=(4.8, 4.3))
     removed = [100 * value for value in sparsities]
-    for (label, seeds), marker in zip(curves.items(), MARKERS, strict=False):
-        _with_range(axes, removed, seeds, label, marker)
+    for (label, seeds), look in zip(curves.items(), looks(curves), strict=True):
+        _with_range(axes, removed, seeds, label, look)
     for (label, (sparsity, found)), marker in zip(patterns.items(), ("*", "X"), strict=False):
         axes.plot(100 * sparsity, np.mean(found), marker, color="black", markersize=9, linestyle="none", label=label)
     axes.set(xlabel="weights removed, %", ylabel="accuracy, %", ylim=(0, 100))
@@ -74,8 +77,8 @@ def retrained(curves: Mapping[str, tuple[Sequence[float], Seeds]], dense: float,
     places = sorted({round(100 * (1 - s), 6) for sparsities, _ in curves.values() for s in sparsities}, reverse=True)
     axes.axhline(dense, color="0.4", linestyle=":", linewidth=1.2)
     axes.annotate("dense", (places[0], dense), xytext=(0, 3), textcoords="offset points", fontsize=9)
-    for (label, (sparsities, seeds)), marker in zip(curves.items(), MARKERS, strict=False):
-        _with_range(axes, [100 * (1 - s) for s in sparsities], seeds, label, marker)
+    for (label, (sparsities, seeds)), look in zip(curves.items(), looks(curves), strict=True):
+        _with_range(axes, [100 * (1 - s) for s in sparsities], seeds, label, look)
     axes.set(xscale="log", ylim=(lowest, 100), xlim=(1.15 * places[0], places[-1] / 1.15))
     axes.set_xticks(places, [f"{place:g}" for place in places])
     axes.xaxis.set_minor_formatter(NullFormatter())

@@ -7,10 +7,12 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
+from reference.figures.palette import looks
+
 NEAREST = "round_to_nearest"
 LABELS = {NEAREST: "to nearest", "awq": "AWQ", "gptq": "GPTQ", "smoothquant+gptq": "SmoothQuant, GPTQ"}
-COLOURS = {NEAREST: "#000000", "awq": "#009E73", "gptq": "#0072B2", "smoothquant+gptq": "#D55E00"}
-MARKERS = {NEAREST: "X", "awq": "s", "gptq": "o", "smoothquant+gptq": "D"}
+COLOURS = {name: looks([name])[0]["color"] for name in LABELS}
+MARKERS = {name: looks([name])[0]["marker"] for name in LABELS}
 OWN, OTHER = "its own text", "the other text"
 BITS = (4, 3, 2)
 

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter, NullLocator
 
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+from reference.figures.palette import looks
 
 
 def gains(pairs: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Axes:
@@ -34,8 +34,8 @@ def kept_by_size(curves: Mapping[str, Sequence[float]]) -> Axes:
         curves: method → percentage kept of each tenth, the smallest first.
     """
     _, axes = plt.subplots(figsize=(4.8, 3.8))
-    for (label, values), marker in zip(curves.items(), MARKERS, strict=False):
-        axes.plot(range(1, len(values) + 1), values, marker=marker, linewidth=1.5, label=label)
+    for (label, values), look in zip(curves.items(), looks(curves), strict=True):
+        axes.plot(range(1, len(values) + 1), values, linewidth=1.5, label=label, **look)
     axes.set(xlabel="tenth of the weights, smallest first", ylabel="kept, %", ylim=(0, None))
     axes.set_xticks(range(1, 11))
     axes.legend(fontsize=9.5)
@@ -55,11 +55,11 @@ def by_density(
     figure, axes = plt.subplots(figsize=(4.8, 4.2))
     places = sorted({kept for values in curves.values() for kept in values}, reverse=True)
     axes.axhline(dense, color="0.4", linestyle=":", linewidth=1.2)
-    for number, ((label, values), marker) in enumerate(zip(curves.items(), MARKERS, strict=False)):
+    for (label, values), look in zip(curves.items(), looks(curves), strict=True):
         kept = sorted(values, reverse=True)
-        axes.plot(kept, [float(np.mean(values[k])) for k in kept], marker=marker, linewidth=1.5, label=label)
+        axes.plot(kept, [float(np.mean(values[k])) for k in kept], linewidth=1.5, label=label, **look)
         for k in kept:
-            axes.plot((k, k), (min(values[k]), max(values[k])), color=f"C{number}", linewidth=1.6)
+            axes.plot((k, k), (min(values[k]), max(values[k])), color=look["color"], linewidth=1.6)
     axes.annotate("dense", (places[0], dense), xytext=(0, 3), textcoords="offset points", fontsize=9)
     ticks = [tick for tick in (70, 50, 30, 15, 10, 5, 3, 1, 0.5) if places[-1] / 1.1 <= tick <= 1.1 * places[0]]
     axes.set(xscale="log", xlim=(1.2 * places[0], places[-1] / 1.2), xlabel="weights kept, %", ylabel="accuracy, %")

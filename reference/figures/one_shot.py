@@ -4,12 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter, NullLocator
 
+from reference.figures.palette import looks
+
 LABELS = {"magnitude": "magnitude", "wanda": "Wanda", "sparsegpt": "SparseGPT"}
-COLOURS = {"magnitude": "#000000", "wanda": "#009E73", "sparsegpt": "#0072B2"}
-MARKERS = {"magnitude": "X", "wanda": "s", "sparsegpt": "o"}
+COLOURS = {name: looks([name])[0]["color"] for name in LABELS}
+MARKERS = {name: looks([name])[0]["marker"] for name in LABELS}
 
 
 def mask_and_repair(
@@ -69,13 +72,16 @@ def equal_bytes(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], n
         names: recipe → what stands beside each of its points.
     """
     _, axes = plt.subplots(figsize=(4.8, 3.9))
-    for number, (label, (bits, extra)) in enumerate(curves.items()):
-        colour, style = (("#D55E00", "o-"), ("#0072B2", "s"), ("#009E73", "D"))[number]
-        axes.plot(bits, extra, style, color=colour, linewidth=1.3, label=label)
+    places, heights = (np.asarray(column) for column in next(iter(curves.values())))
+    for number, ((label, (bits, extra)), look) in enumerate(zip(curves.items(), looks(curves), strict=True)):
+        look["linestyle"] = "none" if number else "-"
+        axes.plot(bits, extra, linewidth=1.3, label=label, **look)
         for x, y, name in zip(bits, extra, names[label], strict=True):
-            place = (-5, -12) if number == 0 else (6, 4)
-            side = "right" if number == 0 else "left"
-            axes.annotate(name, (x, y), place, textcoords="offset points", fontsize=8.5, color=colour, ha=side)
+            below = number == 0 or y < float(
+                np.interp(x, places, heights)
+            )  # the names of points keep clear of the line
+            place, side = ((-6, -13), "right") if below else ((6, 4), "left")
+            axes.annotate(name, (x, y), place, textcoords="offset points", fontsize=9, color=look["color"], ha=side)
     axes.set(yscale="log", xlabel="bits stored for a weight", ylabel="extra bits per byte")
     axes.set_yticks((0.01, 0.1, 1), ("0.01", "0.1", "1"))
     axes.margins(x=0.15, y=0.1)

@@ -7,7 +7,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
-MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+from reference.figures.palette import looks
+
 Row = Mapping[str, Any]
 
 
@@ -19,13 +20,13 @@ def sweep(rows: Sequence[Row], max_loss: float, max_bytes: float | None = None) 
         max_loss: limit in percent.
         max_bytes: limit on the size, or None.
     """
-    _, axes = plt.subplots(figsize=(6.0, 3.6))
+    _, axes = plt.subplots(figsize=(4.8, 3.8))
     methods: dict[str, list[Row]] = {}
     for row in rows:
         methods.setdefault(str(row["candidate"]).partition(" ")[2], []).append(row)
-    for (method, found), marker in zip(methods.items(), MARKERS, strict=False):
+    for (method, found), look in zip(methods.items(), looks(methods), strict=True):
         sizes, rise = [row["bytes"] / 1e6 for row in found], [max(100 * row["rise"], 1e-2) for row in found]
-        axes.plot(sizes, rise, marker=marker, linestyle="none", markersize=7, label=method.replace("_", " "))
+        axes.plot(sizes, rise, markersize=7, label=method.replace("_", " "), **{**look, "linestyle": "none"})
         for row, x, y in zip(found, sizes, rise, strict=True):
             label = str(row["candidate"]).partition(" ")[0]
             axes.annotate(label, (x, y), xytext=(6, 4), textcoords="offset points", fontsize=9)
@@ -45,7 +46,7 @@ def rounds(rows: Sequence[Row], max_loss: float) -> Axes:
         rows: with ``removed``, ``rise before`` and ``rise after`` as fractions.
         max_loss: limit in percent.
     """
-    _, axes = plt.subplots(figsize=(6.0, 3.6))
+    _, axes = plt.subplots(figsize=(4.8, 3.8))
     share = [100 * row["removed"] for row in rows]
     for label, column, marker in (("after the cut", "rise before", "v"), ("after its training", "rise after", "o")):
         axes.plot(share, [max(100 * row[column], 1e-2) for row in rows], marker=marker, linewidth=1.2, label=label)
@@ -62,14 +63,14 @@ def kernels(rows: Sequence[Row]) -> Axes:
     Args:
         rows: with ``format``, ``sparsity`` as a fraction and ``times as fast``.
     """
-    _, axes = plt.subplots(figsize=(6.0, 3.6))
+    _, axes = plt.subplots(figsize=(4.8, 3.8))
     axes.axhline(1, color="black", linewidth=1)
     formats: dict[str, list[Row]] = {}
     for row in rows:
         formats.setdefault(str(row["format"]), []).append(row)
-    for (name, found), marker in zip(formats.items(), MARKERS, strict=False):
+    for (name, found), look in zip(formats.items(), looks(formats), strict=True):
         places = [100 * row["sparsity"] for row in found]
-        axes.plot(places, [row["times as fast"] for row in found], marker=marker, linewidth=1.2, label=name)
+        axes.plot(places, [row["times as fast"] for row in found], linewidth=1.2, label=name, **look)
     axes.set(yscale="log", xlabel="weights that are zero, %", ylabel="times as fast as dense")
     axes.set_yticks((0.1, 0.3, 1, 3, 10), ("0.1", "0.3", "1", "3", "10"))
     axes.yaxis.set_minor_formatter(NullFormatter())

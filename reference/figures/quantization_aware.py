@@ -62,7 +62,7 @@ def by_bits(groups: Sequence[str], points: Mapping[str, Sequence[float]], level:
         points: label → a height for each group.
         level: of the float model.
     """
-    _, axes = plt.subplots(figsize=(5.6, 3.6))
+    _, axes = plt.subplots(figsize=(5.2, 3.6))
     for (label, heights), marker in zip(points.items(), MARKERS, strict=False):
         axes.plot(range(len(groups)), heights, marker, linestyle="none", markersize=8, label=label)
     axes.axhline(level, color="black", linestyle="--", linewidth=1, label="float")
@@ -79,7 +79,7 @@ def recipes(points: Mapping[str, tuple[float, float]], level: float) -> Axes:
         points: label → (bits a weight, bits per byte).
         level: of the float model.
     """
-    _, axes = plt.subplots(figsize=(5.6, 4.0))
+    _, axes = plt.subplots(figsize=(5.2, 4.0))
     for (label, (size, quality)), marker in zip(points.items(), MARKERS, strict=False):
         axes.plot([size], [quality], marker, markersize=7, label=label)
     axes.axhline(level, color="black", linestyle="--", linewidth=1)

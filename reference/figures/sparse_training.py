@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
+from reference.figures.palette import looks
 from reference.statistics import interval
 
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
@@ -26,12 +27,11 @@ def against_cost(
     _, axes = plt.subplots(figsize=(5.2, 4.0))
     if level is not None:
         axes.axhline(level, color="black", linewidth=1, linestyle="--")
-    for number, (label, (costs, values)) in enumerate(curves.items()):
+    for (label, (costs, values)), look in zip(curves.items(), looks(curves), strict=True):
         means, halves = np.array([interval(row) for row in values]).T
-        color = f"C{number % 7}"
-        axes.plot(costs, means, marker=MARKERS[number], markersize=5, linewidth=1.2, label=label, color=color)
+        axes.plot(costs, means, markersize=5, linewidth=1.2, label=label, **look)
         for cost, mean, half in zip(costs, means, halves, strict=True):
-            axes.plot((cost, cost), (mean - half, mean + half), color=color, linewidth=1.4)
+            axes.plot((cost, cost), (mean - half, mean + half), color=look["color"], linewidth=1.4)
     axes.set(xscale="log", xlabel="cost of the training, dense trainings", ylabel="test accuracy, %")
     axes.set_xticks(COSTS, [str(tick) for tick in COSTS])
     axes.xaxis.set_minor_locator(NullLocator())

@@ -6,6 +6,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter, NullLocator
 
+from reference.figures.palette import looks
+
 MARKERS = ("o", "s", "D", "^", "v")
 
 
@@ -16,13 +18,13 @@ def equal_size(points: Mapping[str, Mapping[int, Sequence[float]]]) -> Axes:
         points: method → weights → accuracy in percent of each seed.
     """
     _, axes = plt.subplots(figsize=(4.8, 3.8))
-    for number, (method, by_size) in enumerate(points.items()):
+    for number, ((method, by_size), look) in enumerate(zip(points.items(), looks(points), strict=True)):
         sizes = sorted(by_size)
         places = [size * 1.03 ** (number - len(points) / 2) for size in sizes]  # side by side
         means = [sum(by_size[size]) / len(by_size[size]) for size in sizes]
-        axes.plot(places, means, marker=MARKERS[number], linewidth=1.2, label=method)
+        axes.plot(places, means, linewidth=1.2, label=method, **look)
         for place, size in zip(places, sizes, strict=True):
-            axes.plot((place, place), (min(by_size[size]), max(by_size[size])), color=f"C{number}", linewidth=1.8)
+            axes.plot((place, place), (min(by_size[size]), max(by_size[size])), color=look["color"], linewidth=1.8)
     axes.set(xscale="log", xlabel="weights that are not zero", ylabel="accuracy, %")
     ticks = (10_000, 20_000, 50_000, 100_000)
     axes.set_xticks(ticks, [f"{tick // 1000} k" for tick in ticks])

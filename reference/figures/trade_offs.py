@@ -8,15 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from . import methods
+from reference.figures import methods
+from reference.figures.palette import looks
 
 LABELS = methods.LABELS | {"rotation+gptq": "rotation, GPTQ"}
-COLOURS = methods.COLOURS | {"rotation+gptq": "#CC79A7"}
-MARKERS = methods.MARKERS | {"rotation+gptq": "^"}
+COLOURS = {name: looks([name])[0]["color"] for name in LABELS}
+MARKERS = {name: looks([name])[0]["marker"] for name in LABELS}
 #: Activations of a setting → how its markers are named and filled.
 FACES = {"A16": "16-bit inputs", "A8": "8-bit inputs", "A4": "4-bit inputs"}
-SCHEME_COLOURS = {"W8A8": "#E69F00", "W4A16": "#0072B2", "W4A8": "#009E73"}
-SCHEME_MARKERS = {"W8A8": "s", "W4A16": "o", "W4A8": "D"}
 
 
 def pareto(points: Mapping[str, Mapping[str, Mapping[str, tuple[float, float]]]]) -> tuple[Axes, ...]:
@@ -69,12 +68,9 @@ def predicted(batches: Sequence[int], speedup: Mapping[str, Mapping[str, Sequenc
     _, panels = plt.subplots(len(speedup), 1, figsize=(4.8, 2.1 * len(speedup) + 1.2), sharex=True, sharey=True)
     for axes, (title, schemes) in zip(panels, speedup.items(), strict=True):
         axes.axhline(1, color="black", linewidth=1)
-        for name, values in schemes.items():
+        for (name, values), look in zip(schemes.items(), looks(schemes), strict=True):
             shown = [(batch, value) for batch, value in zip(batches, values, strict=True) if value is not None]
-            axes.plot(
-                *zip(*shown, strict=True), marker=SCHEME_MARKERS[name], color=SCHEME_COLOURS[name],
-                linewidth=1.2, markersize=4.5, label=name,
-            )  # fmt: skip
+            axes.plot(*zip(*shown, strict=True), linewidth=1.2, markersize=4.5, label=name, **look)
         axes.set(xscale="log", ylabel="times 16 bits", title=title, ylim=(0.8, 3.4))
         axes.set_xticks(batches, [str(batch) for batch in batches])
         axes.xaxis.set_minor_locator(NullLocator())

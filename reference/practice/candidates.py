@@ -28,6 +28,12 @@ class Candidate:
         integers: whether inputs are rounded to 8 bits too, so that integers are multiplied (8 bits, round to nearest).
         group_size: weights that share a scale, None for one scale an output channel; of 8 bits always None.
 
+    Example:
+        >>> Candidate(4, "gptq").name, Candidate(8, "round_to_nearest", integers=True).name
+        ('W4A16 gptq', 'W8A8 round_to_nearest')
+        >>> Candidate(8, "gptq").spec.group_size is None, Candidate(4, "awq").trainable
+        (True, False)
+
     Chapter: practice/quantization_workflow
     """
 
@@ -83,6 +89,14 @@ def ladder(
     Raises:
         ValueError: an unknown method, or a layer that a grid does not fit, named.
 
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8,
+        ...                      num_hidden_layers=1, num_attention_heads=2)
+        >>> rungs = ladder(LlamaForCausalLM(config), bits=(8, 4), methods=("gptq", "round_to_nearest"), group_size=8)
+        >>> [rung.name for rung in rungs]
+        ['W4A16 round_to_nearest', 'W4A16 gptq', 'W8A8 round_to_nearest', 'W8A16 round_to_nearest', 'W8A16 gptq']
+
     Chapter: practice/quantization_workflow
     """
     if not bits or len(set(bits)) < len(bits) or not all(2 <= b <= 8 for b in bits):
@@ -109,6 +123,15 @@ def planned_bytes(folder: Path, candidate: Candidate) -> int:
     Args:
         folder: of the float model.
         candidate: what would be made of it.
+
+    Returns:
+        Bytes of codes, scales and what stays in float; headers of files are not counted.
+
+    Example:
+        >>> from reference.models.tutorial import PATH  # 16-bit weights, and embeddings that stay so
+        >>> dense = sum(tensor_bytes(PATH).values())
+        >>> [round(dense / planned_bytes(PATH, Candidate(bits, "gptq")), 1) for bits in (8, 4)]
+        [1.7, 2.5]
 
     Chapter: practice/quantization_workflow
     """

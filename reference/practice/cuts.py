@@ -18,6 +18,11 @@ KINDS = ("neurons", "heads")
 class Cut(NamedTuple):
     """A cut that was tried: ``kind`` of the units, the smaller ``model``, ``weights`` removed, ``loss`` added, in nats.
 
+    Example:
+        >>> cut = Cut("neurons", model=None, weights=2_000_000, loss=0.5)
+        >>> cut.price
+        0.25
+
     Chapter: practice/pruning_pipeline
     """
 
@@ -35,6 +40,16 @@ class Cut(NamedTuple):
 def block_weights(model: nn.Module) -> int:
     """Weights in the linear layers of the blocks.
 
+    Args:
+        model: of :mod:`reference.models.families`.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=16,
+        ...                      num_hidden_layers=1, num_attention_heads=2)
+        >>> block_weights(LlamaForCausalLM(config)), 4 * 8 * 8 + 3 * 8 * 16  # attention, then the MLP
+        (640, 640)
+
     Chapter: none (counts)
     """
     return sum(layer.get_parameter("weight").numel() for _, layer in block_linears(model))
@@ -42,6 +57,16 @@ def block_weights(model: nn.Module) -> int:
 
 def neuron_weights(model: nn.Module) -> int:
     """Weights that go with one neuron in each block.
+
+    Args:
+        model: of a family whose neurons are known, all blocks alike.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=16,
+        ...                      num_hidden_layers=1, num_attention_heads=2)
+        >>> neuron_weights(LlamaForCausalLM(config))  # a row of two layers, a column of the third
+        24
 
     Chapter: none (counts)
     """
@@ -52,6 +77,16 @@ def neuron_weights(model: nn.Module) -> int:
 
 def next_token_loss(model: Any, ids: Tensor) -> Tensor:
     """Cross-entropy of the next token over a batch of windows ``[batch, length]``, nats.
+
+    Args:
+        model: maps ``input_ids`` to an output with ``logits``.
+        ids: int64 ``[batch, length]``, length 2 or more.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> undecided = lambda input_ids, use_cache: SimpleNamespace(logits=torch.zeros(*input_ids.shape, 4))
+        >>> round(math.exp(next_token_loss(undecided, torch.tensor([[2, 0, 3]]))), 3)  # four tokens, equally likely
+        4.0
 
     Chapter: none (a loss)
     """
@@ -78,6 +113,17 @@ def cuts(model: nn.Module, batches: list[Tensor], wanted: int, most: int, *, mul
 
     Raises:
         ValueError: the family's units are not known.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(vocab_size=8, hidden_size=16, intermediate_size=32,
+        ...                      num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2)
+        >>> model, ids = LlamaForCausalLM(config), torch.arange(16).view(2, 8) % 8
+        >>> found = cuts(model, [ids], wanted=700, most=1000)
+        >>> sorted((cut.kind, cut.weights) for cut in found)  # 16 neurons; a key-value head with its two query heads
+        [('heads', 384), ('neurons', 768)]
+        >>> found[0].price <= found[1].price
+        True
 
     Chapter: practice/pruning_pipeline
     """

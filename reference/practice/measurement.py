@@ -32,6 +32,11 @@ BLOCK = 128
 class Rise(NamedTuple):
     """How much the perplexity rose: ``fraction`` of what it was, its standard ``error`` (NaN below two blocks of tokens).
 
+    Example:
+        >>> found = Rise(fraction=0.03, error=0.001)
+        >>> found.fraction - 2 * found.error > 0.02  # above a limit of 2 %, and not by chance
+        True
+
     Chapter: practice/quantization_workflow
     """
 
@@ -52,6 +57,12 @@ def rise(before: Tensor, after: Tensor, block: int = BLOCK) -> Rise:
     Raises:
         ValueError: shapes differ, or there are no tokens.
 
+    Example:
+        >>> before = torch.tensor([1.0, 5.0, 2.0, 8.0])
+        >>> found = rise(before, before + math.log(1.1), block=2)
+        >>> round(found.fraction, 4), found.error < 1e-6  # the same for every token: no spread
+        (0.1, True)
+
     Chapter: practice/quantization_workflow
     """
     if before.shape != after.shape or before.ndim != 1 or not len(before):
@@ -69,8 +80,21 @@ def read_texts(
 ) -> dict[str, Tensor]:
     """Token ids of texts by name, int64 ``[tokens]``, cut to ``limit`` if it is not 0.
 
+    Args:
+        names: as :func:`reference.data.text.read`.
+        tokenizer: of the model.
+        part: "evaluation" or "calibration".
+        limit: tokens of each text, from its start.
+
     Raises:
         ValueError: a name that :func:`reference.data.text.read` does not know, twice the same, or none.
+
+    Example:
+        >>> from reference.models import tutorial
+        >>> tokenizer = tutorial.tokenizer()
+        >>> ids = read_texts(["code"], tokenizer, limit=8)["code"]
+        >>> len(ids), text.read("code").startswith(tokenizer.decode(ids))
+        (8, True)
 
     Chapter: none (reads texts)
     """
@@ -89,6 +113,14 @@ def draw(texts: Mapping[str, Tensor], sequences: int, window: int, seed: int = 0
         window: tokens each.
         seed: of the draw.
 
+    Returns:
+        int64 ``[batch, length]`` each, text after text.
+
+    Example:
+        >>> texts = {"code": torch.arange(100), "prose": torch.arange(500, 600)}
+        >>> [(tuple(batch.shape), int(batch.min()) >= 500) for batch in draw(texts, sequences=3, window=10)]
+        [((2, 10), False), ((2, 10), True)]
+
     Chapter: practice/quantization_workflow
     """
     share = -(-sequences // len(texts))
@@ -101,6 +133,20 @@ def nats(
 ) -> dict[str, Tensor]:
     """Losses of each text's tokens, the window moving by half of itself.
 
+    Args:
+        model: in evaluation mode.
+        texts: token ids by name.
+        window: tokens that the model sees at once.
+        progress: wraps the list of windows.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8,
+        ...                      num_hidden_layers=1, num_attention_heads=2)
+        >>> found = nats(LlamaForCausalLM(config).eval(), {"mine": torch.arange(20) % 8}, window=8)
+        >>> len(found["mine"]), bool((found["mine"] > 0).all())  # all tokens but the first
+        (19, True)
+
     Chapter: none (a loop over texts)
     """
     return {
@@ -112,6 +158,15 @@ def nats(
 def rises(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
     """:func:`rise` of each text as JSON-ready dictionaries.
 
+    Args:
+        before, after: losses by text, nats ``[tokens]``.
+
+    Example:
+        >>> before = {"code": torch.zeros(4), "prose": torch.zeros(4)}
+        >>> after = {"code": torch.zeros(4), "prose": torch.full((4,), math.log(1.5))}
+        >>> {name: round(found["fraction"], 4) for name, found in rises(before, after).items()}
+        {'code': 0.0, 'prose': 0.5}
+
     Chapter: none (a loop over texts)
     """
     return {name: rise(before[name], after[name])._asdict() for name in before}
@@ -119,6 +174,12 @@ def rises(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str
 
 def worst(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Any]:
     """The largest rise over texts, its error, and the rises of all: ``{"rise", "error", "texts"}``.
+
+    Example:
+        >>> before = {"code": torch.zeros(4), "prose": torch.zeros(4)}
+        >>> after = {"code": torch.zeros(4), "prose": torch.full((4,), math.log(1.5))}
+        >>> round(worst(before, after)["rise"], 4)
+        0.5
 
     Chapter: none (a loop over texts)
     """
@@ -137,6 +198,13 @@ def decoding_gap(model: PreTrainedModel, ids: Tensor) -> float:
         model: as it will serve.
         ids: int64 ``[tokens]``, 2 or more.
 
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8,
+        ...                      num_hidden_layers=1, num_attention_heads=2)
+        >>> decoding_gap(LlamaForCausalLM(config).eval(), torch.arange(8)) < 1e-4
+        True
+
     Chapter: practice/quantization_workflow
     """
     whole = model(input_ids=ids[None, :-1]).logits[0].float().log_softmax(-1)
@@ -151,6 +219,10 @@ def decoding_gap(model: PreTrainedModel, ids: Tensor) -> float:
 
 def seconds(call: Callable[[], object]) -> float:
     """How long a call takes, once.
+
+    Example:
+        >>> 0.01 < seconds(lambda: time.sleep(0.02))
+        True
 
     Chapter: none (plumbing)
     """
@@ -172,6 +244,14 @@ def speeds(models: Mapping[str, PreTrainedModel], window: int, *, repeats: int =
         Name → ``"prompt"``, tokens a second where all tokens of a window are computed at once, and ``"decoding"``, one
         new token for one sequence whose cache holds half a window; medians.
 
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8,
+        ...                      num_hidden_layers=1, num_attention_heads=2)
+        >>> found = speeds({"tiny": LlamaForCausalLM(config).eval()}, window=64, repeats=4)["tiny"]
+        >>> found["prompt"] > found["decoding"] > 0  # 64 tokens at once, or one
+        True
+
     Chapter: practice/quantization_workflow
     """
     calls: dict[str, Callable[[], object]] = {}
@@ -189,6 +269,12 @@ def speeds(models: Mapping[str, PreTrainedModel], window: int, *, repeats: int =
 def load(folder: Path) -> PreTrainedModel:
     """The model of a folder, compressed or not, as it would be served here.
 
+    Example:
+        >>> from reference.models.tutorial import PATH
+        >>> model = load(PATH)
+        >>> type(model).__name__, model.config.num_hidden_layers
+        ('LlamaForCausalLM', 6)
+
     Chapter: none (loading)
     """
     compressed = "quantization_config" in json.loads((folder / "config.json").read_text())
@@ -200,6 +286,12 @@ def checked_model(folder: Path) -> PreTrainedTokenizerBase:
 
     Raises:
         ValueError: an encoder, a model without a tokenizer, or one that is quantised already.
+
+    Example:
+        >>> from reference.models.tutorial import PATH
+        >>> tokenizer = checked_model(PATH)
+        >>> tokenizer.decode(tokenizer("x = 1")["input_ids"])
+        'x = 1'
 
     Chapter: none (checks)
     """
@@ -230,6 +322,14 @@ def check_window(
 
     Raises:
         ValueError: which of them it is.
+
+    Example:
+        >>> from reference.models.tutorial import PATH
+        >>> check_window(PATH, 256, {"mine": torch.arange(300)}, {}, least=0)
+        >>> check_window(PATH, 10_000, {"mine": torch.arange(300)}, {}, least=0)
+        Traceback (most recent call last):
+            ...
+        ValueError: window is 10000; it may be 2 to 512, the model's positions
 
     Chapter: none (checks)
     """

@@ -12,14 +12,12 @@ sparse library check  whether a kernel on this machine makes further, unstructur
 import math
 from pathlib import Path
 
-from reference.evaluation import size_on_disk, tensor_bytes
-from reference.models import loading
+from reference.evaluation import tensor_bytes
 from reference.models.families import block_linears
 from reference.models.streaming import StreamedModel
-from reference.practice import measurement, report
 from reference.practice.pruning_steps import Settings, Steps
-from reference.practice.targets import Target, make_target
-from reference.practice.work import Progress, Row, Work, fingerprint, machine, quiet
+from reference.practice.targets import Target
+from reference.practice.work import Progress, Row, quiet
 from reference.pruning import blocks
 
 
@@ -55,39 +53,28 @@ def run(
         ValueError: an argument that does not fit, or a size that no cut in the blocks reaches; nothing is left behind then.
         FileExistsError: ``output`` holds something.
 
+    Example:
+        >>> run("tutorial", Path("small"), max_loss=0.02, sparsity=1.5)  # refused before any work
+        Traceback (most recent call last):
+            ...
+        ValueError: sparsity is 1.5; it may be above 0 and below 1
+        >>> Path("small").exists()
+        False
+
     Chapter: practice/pruning_pipeline
     """
     settings = settings or Settings()
-    folder = loading.resolve(model)
-    tokenizer = measurement.checked_model(folder)
-    dense = size_on_disk(folder)["total"]
-    target = make_target(max_loss, dense, max_bytes=max_bytes, min_ratio=min_ratio)
-    goal = _goal(folder, dense, target, sparsity)
+    run = Steps(model, settings, progress, max_loss=max_loss, max_bytes=max_bytes, min_ratio=min_ratio)
+    run.goal = goal = _goal(run.folder, run.dense, run.target, sparsity)
     if settings.rounds < 1 or not 0 < settings.most < 1:
         raise ValueError(f"rounds is {settings.rounds} and most is {settings.most}; 1 or more, and between 0 and 1")
-    texts = measurement.read_texts(settings.texts, tokenizer, limit=settings.tokens)
-    calibration = measurement.read_texts(settings.calibration, tokenizer, part="calibration")
-    measurement.check_window(folder, settings.window, texts, calibration, settings.recipe.window)
-    read = texts | {f"calibration {name}": ids for name, ids in calibration.items()}
-    work = Work(output, fingerprint(folder, read, (target, sparsity, settings)))
-    if work.finished is not None:
-        return work.finished
-    try:
-        chosen, steps = Steps(folder, dense, target, goal, settings, texts, calibration, work, progress).steps()
-        met = target.met(chosen) and (goal is None or chosen.removed >= goal - 1e-9)
-        found: Row = {
-            "workflow": "prune", "model": model, "output": str(output), "met": met, "answer": chosen.name,
-            "target": {"max_loss": max_loss, "max_bytes": None if math.isinf(target.max_bytes) else int(target.max_bytes),
-                       "sparsity": sparsity},
-            "found": {"rise": chosen.rise, "error": chosen.error, "bytes": chosen.bytes, "ratio": dense / chosen.bytes,
-                      "removed": chosen.removed},
-            "steps": [step._asdict() for step in steps], "machine": machine(), "fingerprint": work.fingerprint,
-        }  # fmt: skip
-        work.deliver(work.place(chosen.slug), found, report.page(found))
-    except (ValueError, TypeError):
-        work.discard()
-        raise
-    return found
+    if (finished := run.open(output, (run.target, sparsity, settings), settings.recipe.window)) is not None:
+        return finished
+    with run.tidied():
+        chosen, steps = run.steps()
+        met = run.target.met(chosen) and (goal is None or chosen.removed >= goal - 1e-9)
+        return run.deliver("prune", chosen, steps, run.work.place(chosen.slug), met, target={"sparsity": sparsity},
+                           found={"removed": chosen.removed})  # fmt: skip
 
 
 def _goal(folder: Path, dense: int, target: Target, sparsity: float | None) -> float | None:

@@ -13,11 +13,12 @@ from reference.evaluation import size_on_disk
 from reference.models import loading
 from reference.models.families import block_linears
 from reference.practice import measurement
+from reference.practice.bench import Bench
 from reference.practice.cuts import block_weights, cuts, neuron_weights
 from reference.practice.retraining import Recipe, retrain
 from reference.practice.sparse_kernels import times_as_fast, zeros
-from reference.practice.targets import Target, best
-from reference.practice.work import Progress, Row, Step, Work
+from reference.practice.targets import best
+from reference.practice.work import Row, Step
 from reference.pruning.schedules import gradual
 
 TITLES = ("Baseline measurement", "Gradual pruning", "Structured focus", "Fine-tuning", "Sparse library check")
@@ -37,6 +38,11 @@ class Settings:
         texts, calibration, tokens, window, sequences, seed: as :class:`reference.practice.quantization_steps.Settings`.
         recipe: of the training after each round.
         final_steps: of the fine-tuning at the end; 0 for none.
+
+    Example:
+        >>> settings = Settings(rounds=3, most=0.3)
+        >>> [round(settings.most * number / settings.rounds, 2) for number in (1, 2, 3)]  # where no size is asked for
+        [0.1, 0.2, 0.3]
 
     Chapter: practice/pruning_pipeline
     """
@@ -60,6 +66,12 @@ class Cutout(NamedTuple):
     ``slug``: its folder. ``name``: what the report calls it. ``removed``: share of the blocks' weights. ``bytes``: of its files.
     ``rise``: of the perplexity on the text where it rises most; ``error``: its standard error.
 
+    Example:
+        >>> first = Cutout("round_1", "round 1", removed=0.1, bytes=900, rise=0.01, error=0.001)
+        >>> second = first._replace(slug="round_2", name="round 2", removed=0.2, bytes=800, rise=0.05)
+        >>> max((first, second), key=lambda one: one.removed).name
+        'round 2'
+
     Chapter: practice/pruning_pipeline
     """
 
@@ -71,25 +83,30 @@ class Cutout(NamedTuple):
     error: float
 
 
-class Steps:
-    """The steps, with what they share.
+class Steps(Bench):
+    """The steps, with the original and, once something is trained, the teacher.
+
+    Attributes:
+        goal: share of the blocks' weights that must go for the size asked for; None where none is.
+
+    Example:
+        >>> from reference.practice.work import quiet
+        >>> steps = Steps("tutorial", Settings(), quiet, max_loss=0.02, max_bytes=None, min_ratio=None)
+        >>> first = Cutout("round_1", "round 1", removed=0.1, bytes=900, rise=0.01, error=0.001)
+        >>> second = Cutout("round_2", "round 2", removed=0.2, bytes=800, rise=0.05, error=0.001)
+        >>> steps.choose([first, second], tuned=None).name  # the last that keeps the limit
+        'round 1'
 
     Chapter: none (the steps of :func:`reference.practice.pruning.run`)
     """
 
-    def __init__(
-        self, folder: Path, dense: int, target: Target, goal: float | None, settings: Settings, texts: dict[str, Tensor],
-        calibration: dict[str, Tensor], work: Work, progress: Progress,
-    ) -> None:  # fmt: skip
-        self.folder, self.dense, self.target, self.goal, self.settings = folder, dense, target, goal, settings
-        self.texts, self.calibration, self.work, self.progress = texts, calibration, work, progress
-        self.before: dict[str, Tensor] = {}
-        self.original = loading.load_float(folder)
-        self.dtype = self.original.dtype
-        self.weights = block_weights(self.original)
-        self.teacher: Any = None
+    goal: float | None = None
+    teacher: Any = None
 
     def steps(self) -> tuple[Cutout, list[Step]]:
+        self.original = loading.load_float(self.folder)
+        self.dtype = self.original.dtype
+        self.weights = block_weights(self.original)
         baseline = self.baseline()
         found, gradual_step, focus = self.rounds()
         tuned, tuning = self.fine_tuning(found)
@@ -99,20 +116,15 @@ class Steps:
 
     def baseline(self) -> Step:
         def measure() -> tuple[dict[str, Tensor], Row]:
-            losses = measurement.nats(self.original, self.texts, self.settings.window, self.progress("baseline"))
-            return losses, {}
+            return self.losses(self.original, "baseline"), {}
 
         self.before, _ = self.work.once("baseline", measure)
-        rows = [
-            {"text": name, "perplexity": losses.double().mean().exp().item(), "tokens": len(losses)}
-            for name, losses in sorted(self.before.items())
-        ]
         share = self.weights / sum(p.numel() for p in self.original.parameters())
         decision = (
             f"The model takes {self.dense:,} bytes; {share:.0%} of its parameters are weights of its blocks, which is what can be "
             "pruned."
         )
-        return Step(TITLES[0], decision, rows)
+        return Step(TITLES[0], decision, self.perplexities())
 
     def rounds(self) -> tuple[list[Cutout], Step, Step]:
         """Steps 1 and 2, which alternate: each round cuts what costs least, and trains."""
@@ -153,7 +165,7 @@ class Steps:
     def one_round(self, number: int, share: float, final: float) -> Row:
         settings = self.settings
         model = self.load(f"round_{number - 1}") if number > 1 else copy.deepcopy(self.original).float()
-        batches = measurement.draw(self.calibration, settings.sequences, settings.window, settings.seed)
+        batches = self.windows()
         choices: list[Row] = []
         folder = self.work.place(f"round_{number}")
         while (removed := 1 - block_weights(model) / self.weights) < share - 1e-9:
@@ -171,7 +183,7 @@ class Steps:
         if not choices:
             return {"choices": []}
         cut_rise = self.quality(copy.deepcopy(model).to(self.dtype))["rise"]
-        self.train(model, settings.recipe, f"round_{number}_state", f"round {number}")
+        self.train(model, settings.recipe, number, f"round_{number}_state", f"round {number}")
         notes = self.write(model, folder)
         return notes | {"choices": choices, "cut": cut_rise, "removed": 1 - block_weights(model) / self.weights}
 
@@ -182,7 +194,8 @@ class Steps:
 
         def tune() -> tuple[dict[str, Tensor], Row]:
             model = self.load(last.slug)
-            self.train(model, self.settings.recipe._replace(steps=steps), "tuned_state", "fine-tuning")
+            recipe = self.settings.recipe._replace(steps=steps)
+            self.train(model, recipe, self.settings.rounds + 1, "tuned_state", "fine-tuning")
             return {}, self.write(model, self.work.place("tuned"))
 
         _, notes = self.work.once("tuned", tune)
@@ -269,23 +282,19 @@ class Steps:
     def load(self, slug: str) -> Any:
         return loading.load_float(self.work.place(slug)).float()
 
-    def train(self, model: Any, recipe: Recipe, state: str, label: str) -> None:
+    def train(self, model: Any, recipe: Recipe, turn: int, state: str, label: str) -> None:
+        """Each turn draws other text: the same few windows again and again would be learned by heart."""
         if self.teacher is None:
             self.teacher = copy.deepcopy(self.original).float()
-        retrain(model, self.teacher, self.calibration, recipe, seed=self.settings.seed, checkpoint=self.work.place(state),
-                progress=self.progress(label))  # fmt: skip
+        retrain(model, self.teacher, self.calibration, recipe, seed=self.settings.seed + turn,
+                checkpoint=self.work.place(state), progress=self.progress(label))  # fmt: skip
 
     def write(self, model: Any, folder: Path) -> Row:
         """Save in the type that the model came in, and measure what was saved."""
         if not folder.is_dir():
-            checkpoint.save(model.to(self.dtype), folder, tokenizer=loading.load_tokenizer(self.folder))
+            checkpoint.save(model.to(self.dtype), folder, tokenizer=self.tokenizer)
         found = self.quality(loading.load_float(folder))
         return {"bytes": size_on_disk(folder)["total"], "rise": found["rise"], "error": found["error"]}
-
-    def quality(self, model: Any) -> Row:
-        return measurement.worst(
-            self.before, measurement.nats(model, self.texts, self.settings.window, self.progress("measuring"))
-        )
 
     def about_rounds(self, rows: list[Row]) -> str:
         if self.goal is not None:

@@ -9,17 +9,12 @@ quantization-aware training  where the sweep missed: whether a short training me
 hardware validation          whether what was written serves as it was measured, and how fast
 """
 
-import math
 from pathlib import Path
 
-from reference.evaluation import size_on_disk
-from reference.models import loading
 from reference.models.streaming import StreamedModel
-from reference.practice import measurement, report
 from reference.practice.candidates import ladder
 from reference.practice.quantization_steps import Settings, Steps
-from reference.practice.targets import make_target
-from reference.practice.work import Progress, Row, Work, fingerprint, machine, quiet
+from reference.practice.work import Progress, Row, quiet
 
 
 def run(
@@ -53,34 +48,22 @@ def run(
         ValueError: an argument that does not fit; nothing is left behind then.
         FileExistsError: ``output`` holds something.
 
+    Example:
+        >>> run("tutorial", Path("small"), max_loss=0.02, min_ratio=0.5)  # refused before any work
+        Traceback (most recent call last):
+            ...
+        ValueError: min_ratio is 0.5; it may be any number above 1
+        >>> Path("small").exists()
+        False
+
     Chapter: practice/quantization_workflow
     """
     settings = settings or Settings()
-    folder = loading.resolve(model)
-    tokenizer = measurement.checked_model(folder)
-    dense = size_on_disk(folder)["total"]
-    target = make_target(max_loss, dense, max_bytes=max_bytes, min_ratio=min_ratio)
-    rungs = ladder(StreamedModel(folder).model, settings.bits, settings.methods, settings.group_size)
-    texts = measurement.read_texts(settings.texts, tokenizer, limit=settings.tokens)
-    calibration = measurement.read_texts(settings.calibration, tokenizer, part="calibration")
+    run = Steps(model, settings, progress, max_loss=max_loss, max_bytes=max_bytes, min_ratio=min_ratio)
+    rungs = ladder(StreamedModel(run.folder).model, settings.bits, settings.methods, settings.group_size)
     least = settings.recipe.window if settings.recipe.steps else 0
-    measurement.check_window(folder, settings.window, texts, calibration, least)
-    read = texts | {f"calibration {name}": ids for name, ids in calibration.items()}
-    work = Work(output, fingerprint(folder, read, (target, settings)))
-    if work.finished is not None:
-        return work.finished
-    try:
-        run = Steps(folder, dense, target, settings, texts, calibration, work, progress)
+    if (finished := run.open(output, (run.target, settings), least)) is not None:
+        return finished
+    with run.tidied():
         chosen, steps = run.steps(rungs)
-        met = target.met(chosen)
-        found: Row = {
-            "workflow": "quantize", "model": model, "output": str(output), "met": met, "answer": chosen.name,
-            "target": {"max_loss": max_loss, "max_bytes": None if math.isinf(target.max_bytes) else int(target.max_bytes)},
-            "found": {"rise": chosen.rise, "error": chosen.error, "bytes": chosen.bytes, "ratio": dense / chosen.bytes},
-            "steps": [step._asdict() for step in steps], "machine": machine(), "fingerprint": work.fingerprint,
-        }  # fmt: skip
-        work.deliver(run.made(chosen), found, report.page(found))
-    except (ValueError, TypeError):
-        work.discard()
-        raise
-    return found
+        return run.deliver("quantize", chosen, steps, run.made(chosen), run.target.met(chosen))

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from reference import checkpoint, workflow
@@ -14,10 +13,11 @@ from reference.evaluation import size_on_disk
 from reference.models import loading
 from reference.pipeline import quantize_folder
 from reference.practice import measurement
+from reference.practice.bench import Bench
 from reference.practice.candidates import BITS, METHODS, Candidate, planned_bytes
 from reference.practice.retraining import Recipe, retrain
-from reference.practice.targets import Target, best
-from reference.practice.work import Progress, Row, Step, Work
+from reference.practice.targets import best
+from reference.practice.work import Row, Step
 from reference.quantization.preparation import convert, prepare, solved
 from reference.quantization.trained import round_together
 
@@ -44,6 +44,11 @@ class Settings:
         recipe: of the training; 0 steps for none.
         seed: of the draws.
 
+    Example:
+        >>> quick = Settings(bits=(4,), methods=("round_to_nearest",), recipe=TRAINING._replace(steps=0))
+        >>> quick.bits, Settings().bits, quick.texts == Settings().texts
+        ((4,), (3, 4, 8), True)
+
     Chapter: practice/quantization_workflow
     """
 
@@ -65,6 +70,11 @@ class Tried(NamedTuple):
     ``candidate``: how it was made. ``bytes``: of its files. ``rise``: of the perplexity on the text where it rises most;
     ``error``: its standard error. ``seconds`` the solver took. ``trained``: whether it was trained too.
 
+    Example:
+        >>> tried = Tried(Candidate(4, "gptq"), bytes=480, rise=0.015, error=0.001, seconds=2.0)
+        >>> tried.name, tried._replace(trained=True).name
+        ('W4A16 gptq', 'W4A16 gptq + training')
+
     Chapter: practice/quantization_workflow
     """
 
@@ -81,22 +91,21 @@ class Tried(NamedTuple):
         return self.candidate.name + (" + training" if self.trained else "")
 
 
-class Steps:
-    """The steps, with what they share.
+class Steps(Bench):
+    """The steps, with the candidates that they have tried.
+
+    Example:
+        >>> from reference.practice.work import quiet
+        >>> steps = Steps("tutorial", Settings(), quiet, max_loss=0.02, max_bytes=5e6, min_ratio=None)
+        >>> tried = Tried(Candidate(4, "gptq"), bytes=4_000_000, rise=0.0195, error=0.001, seconds=2.0)
+        >>> steps.verdict(tried), steps.verdict(tried._replace(bytes=6_000_000))
+        ('meets the target, narrowly', 'too large')
 
     Chapter: none (the steps of :func:`reference.practice.quantization.run`)
     """
 
-    def __init__(
-        self, folder: Path, dense: int, target: Target, settings: Settings, texts: dict[str, Tensor],
-        calibration: dict[str, Tensor], work: Work, progress: Progress,
-    ) -> None:  # fmt: skip
-        self.folder, self.dense, self.target, self.settings = folder, dense, target, settings
-        self.texts, self.calibration, self.work, self.progress = texts, calibration, work, progress
-        self.before: dict[str, Tensor] = {}
-        self.tried: list[Tried] = []
-
     def steps(self, rungs: list[Candidate]) -> tuple[Tried, list[Step]]:
+        self.tried: list[Tried] = []
         baseline = self.baseline()
         winner, sweep, check = self.sweep(rungs)
         training = self.training(winner, rungs)
@@ -109,19 +118,14 @@ class Steps:
     def baseline(self) -> Step:
         def measure() -> tuple[dict[str, Tensor], Row]:
             model = loading.load_float(self.folder)
-            losses = measurement.nats(model, self.texts, self.settings.window, self.progress("baseline"))
-            return losses, measurement.speeds({"float": model}, self.settings.window)["float"]
+            return self.losses(model, "baseline"), measurement.speeds({"float": model}, self.settings.window)["float"]
 
         self.before, speed = self.work.once("baseline", measure)
-        rows = [
-            {"text": name, "perplexity": losses.double().mean().exp().item(), "tokens": len(losses)}
-            for name, losses in sorted(self.before.items())
-        ]
         decision = (
             f"The float model takes {self.dense:,} bytes, reads prompts at {speed['prompt']:,.0f} tokens a second and writes "
             f"{speed['decoding']:,.0f}. Everything below is compared with these numbers."
         )
-        return Step(TITLES[0], decision, rows)
+        return Step(TITLES[0], decision, self.perplexities())
 
     def sweep(self, rungs: list[Candidate]) -> tuple[Tried | None, Step, Step]:
         """Steps 2 and 3: a candidate that meets the target is the answer if it does so on another draw too."""
@@ -257,13 +261,12 @@ class Steps:
         return Tried(candidate, notes["bytes"], notes["rise"], notes["error"], notes["seconds"])
 
     def solve(self, candidate: Candidate) -> None:
-        folder, settings = self.work.place(candidate.slug), self.settings
+        folder = self.work.place(candidate.slug)
         if folder.is_dir():  # whole, or it would have another name
             return
-        drawn = measurement.draw(self.calibration, settings.sequences, settings.window, settings.seed)
         quantize_folder(
             self.folder, folder, candidate.spec, method=candidate.method, activations=candidate.activations,
-            calibration=drawn if candidate.calibrated else None, tokenizer=loading.load_tokenizer(self.folder),
+            calibration=self.windows() if candidate.calibrated else None, tokenizer=self.tokenizer,
             progress=self.progress(candidate.name),
         )  # fmt: skip
 
@@ -280,7 +283,7 @@ class Steps:
             checkpoint=self.work.place(f"{slug}_state"), progress=self.progress(f"training {candidate.name}"),
         )  # fmt: skip
         model = convert(student).to(dtype)
-        checkpoint.save(model, folder, tokenizer=loading.load_tokenizer(self.folder))  # type: ignore[arg-type]
+        checkpoint.save(model, folder, tokenizer=self.tokenizer)  # type: ignore[arg-type]
 
     def made(self, tried: Tried) -> Path:
         """The checkpoint of a candidate, made again if it was tidied away."""
@@ -292,11 +295,6 @@ class Steps:
         """Keep only the checkpoint that would be written now."""
         if self.tried:
             self.work.keep([one.candidate.slug for one in self.tried], best(self.tried, self.target).candidate.slug)
-
-    def quality(self, model: torch.nn.Module) -> Row:
-        """Rise of the perplexity on the text where it rises most."""
-        losses = measurement.nats(model, self.texts, self.settings.window, self.progress("measuring"))  # type: ignore[arg-type]
-        return measurement.worst(self.before, losses)
 
     def row(self, tried: Tried) -> Row:
         return {

@@ -40,6 +40,16 @@ def page(found: Row) -> str:
     Args:
         found: what :func:`reference.practice.quantization.run` or :func:`reference.practice.pruning.run` returns.
 
+    Example:
+        >>> found = {
+        ...     "workflow": "prune", "model": "a & b", "met": True, "answer": "round 2", "machine": {"threads": 1},
+        ...     "target": {"max_loss": 0.02, "max_bytes": None}, "found": {"rise": 0.01, "bytes": 1000, "ratio": 1.6},
+        ...     "steps": [
+        ...         {"title": t, "decision": "…", "rows": []} for t in ("Gradual pruning", "Sparse library check")],
+        ... }
+        >>> "<h1>Pruning a &amp; b</h1>" in page(found)
+        True
+
     Chapter: practice/quantization_workflow
     """
     kind = {"quantize": "Quantising", "prune": "Pruning"}[found["workflow"]]
@@ -66,6 +76,18 @@ def page(found: Row) -> str:
 def lines(found: Row) -> list[str]:
     """The report in words, for a terminal: a line for the outcome, then one a step.
 
+    Args:
+        found: as :func:`page`.
+
+    Example:
+        >>> found = {
+        ...     "met": True, "answer": "W4A16 gptq", "target": {"max_loss": 0.02, "max_bytes": None},
+        ...     "found": {"rise": 0.01, "bytes": 1000, "ratio": 3.5},
+        ...     "steps": [{"title": "Calibration check", "decision": "The answer holds."}],
+        ... }
+        >>> lines(found)[1]
+        'Calibration check: The answer holds.'
+
     Chapter: none (words)
     """
     return [outcome(found), *(f"{step['title']}: {step['decision']}" for step in found["steps"])]
@@ -73,6 +95,14 @@ def lines(found: Row) -> list[str]:
 
 def outcome(found: Row) -> str:
     """One sentence: whether the target was met, by what.
+
+    Args:
+        found: as :func:`page`.
+
+    Example:
+        >>> found = {"rise": 0.01, "bytes": 1000, "ratio": 3.5}
+        >>> outcome({"met": True, "answer": "W4A16", "target": {"max_loss": 0.02, "max_bytes": None}, "found": found})
+        'Target met (at most 2.00% of perplexity lost) by W4A16: 1.00% lost, 1,000 bytes, 3.50 times smaller.'
 
     Chapter: none (words)
     """
@@ -88,6 +118,14 @@ def outcome(found: Row) -> str:
 
 def value(column: str, cell: object) -> str:
     """A cell of a table as people read it.
+
+    Args:
+        column: its heading; those of :data:`PERCENT` are shown in percent.
+        cell: a word, a truth value or a number.
+
+    Example:
+        >>> value("rise", 0.0165), value("bytes", 4_500_000), value("seconds", 4.0), value("error", float("nan"))
+        ('1.65%', '4,500,000', '4', '–')
 
     Chapter: none (words)
     """

@@ -17,6 +17,11 @@ class Recipe(NamedTuple):
     ``steps`` of ``batch`` windows of ``window`` tokens; ``rate`` is the peak of AdamW for matrices, ``rest_rate`` for
     embeddings, norms and biases, 0 to freeze them.
 
+    Example:
+        >>> recipe = Recipe(steps=200)
+        >>> recipe.steps * recipe.batch * recipe.window  # tokens that the model sees
+        409600
+
     Chapter: practice/pruning_pipeline
     """
 
@@ -57,6 +62,16 @@ def retrain(
 
     Raises:
         ValueError: a text is shorter than a window, or the loss is not finite.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, initializer_range=0.5,
+        ...                      num_hidden_layers=1, num_attention_heads=2)
+        >>> teacher, student, text = LlamaForCausalLM(config), LlamaForCausalLM(config), torch.arange(64) % 8
+        >>> recipe = Recipe(steps=10, batch=2, window=8, rate=0.01, rest_rate=0.01)
+        >>> losses = retrain(student, teacher, {"mine": text}, recipe)
+        >>> len(losses), losses[-1] < losses[0]
+        (10, True)
 
     Chapter: practice/pruning_pipeline
     """

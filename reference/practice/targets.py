@@ -11,6 +11,11 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 class Measured(Protocol):
     """What has been measured of a model.
 
+    Example:
+        >>> from types import SimpleNamespace
+        >>> Target(max_loss=0.02, max_bytes=500).met(SimpleNamespace(rise=0.015, bytes=480))
+        True
+
     Chapter: none (an interface)
     """
 
@@ -31,6 +36,12 @@ class Target(NamedTuple):
 
     ``max_loss``: largest rise of the perplexity, as a fraction, on the text where it rises most. ``max_bytes``: of the
     checkpoint's files, infinite for none.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> target = Target(max_loss=0.02)
+        >>> target.met(SimpleNamespace(rise=0.02, bytes=10**12)), target.met(SimpleNamespace(rise=0.021, bytes=1))
+        (True, False)
 
     Chapter: practice/quantization_workflow
     """
@@ -58,8 +69,15 @@ def make_target(
         max_bytes: largest size, or None.
         min_ratio: least ratio of bytes before and after, above 1, or None.
 
+    Returns:
+        The limit on the size in bytes, infinite where none is given.
+
     Raises:
         ValueError: a limit is negative, zero, not finite, or ``min_ratio`` is not above 1.
+
+    Example:
+        >>> make_target(0.02, dense_bytes=1000, max_bytes=600, min_ratio=4)  # a quarter is less than 600
+        Target(max_loss=0.02, max_bytes=250.0)
 
     Chapter: practice/quantization_workflow
     """
@@ -84,6 +102,12 @@ def best(found: Iterable[Found], target: Target) -> Found:
     Raises:
         ValueError: nothing was found.
 
+    Example:
+        >>> from types import SimpleNamespace
+        >>> small, good = SimpleNamespace(rise=0.5, bytes=100), SimpleNamespace(rise=0.1, bytes=300)
+        >>> [best([small, good], Target(0.02, max_bytes)).bytes for max_bytes in (400, 200)]
+        [300, 100]
+
     Chapter: practice/quantization_workflow
     """
     every = list(found)
@@ -105,6 +129,14 @@ def fraction(text: str, name: str) -> float:
     Raises:
         ValueError: it is neither. A bare number of 1 or more is refused, since ``2`` could mean 2 % or 200 %.
 
+    Example:
+        >>> fraction("2%", "max_loss"), fraction("0.02", "max_loss")
+        (0.02, 0.02)
+        >>> fraction("2", "max_loss")
+        Traceback (most recent call last):
+            ...
+        ValueError: max_loss is '2'; write 2% for a percentage, or a number below 1
+
     Chapter: none (reads arguments)
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(%?)\s*", text)
@@ -121,8 +153,16 @@ def fraction(text: str, name: str) -> float:
 def byte_count(text: str, name: str) -> int:
     """A size as people write it: ``"5000000"``, ``"5MB"`` or ``"4.2 GB"``, units of a thousand.
 
+    Args:
+        text: a number, with a unit or without.
+        name: of the argument, for the error.
+
     Raises:
         ValueError: it is none, with ``name``, the argument's.
+
+    Example:
+        >>> byte_count("4.5 MB", "max_bytes"), byte_count("300k", "max_bytes")
+        (4500000, 300000)
 
     Chapter: none (reads arguments)
     """

@@ -26,6 +26,11 @@ class Step(NamedTuple):
     ``title``: of the step. ``decision``: what was decided, with the numbers, in a sentence or two. ``rows``: what it was decided
     on, a table of dictionaries with the same keys.
 
+    Example:
+        >>> step = Step("Calibration check", "It holds.", [{"calibration": "another draw", "rise": 0.01}])
+        >>> step.rows[0]["rise"]
+        0.01
+
     Chapter: practice/quantization_workflow
     """
 
@@ -44,6 +49,15 @@ class Work:
     Raises:
         FileExistsError: ``output`` holds something.
         ValueError: an unfinished run with other arguments is in the way.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     output = Path(folder, "out")
+        ...     first = Work(output, {"seed": 0}).once("count", lambda: ({}, {"answer": 42}))
+        ...     # After a kill: what was finished is not computed again.
+        ...     Work(output, {"seed": 0}).once("count", lambda: 1 / 0) == first
+        True
 
     Chapter: none (plumbing: resumes a workflow)
     """
@@ -99,6 +113,13 @@ class Work:
 def unfinished(output: Path) -> Path:
     """Where a workflow that was killed keeps what it has found.
 
+    Args:
+        output: folder that the workflow will write.
+
+    Example:
+        >>> unfinished(Path("models/small")).name
+        '.small.unfinished'
+
     Chapter: none (plumbing)
     """
     return output.resolve().parent / f".{output.resolve().name}.unfinished"
@@ -111,6 +132,13 @@ def fingerprint(folder: Path, texts: Mapping[str, Tensor], options: object) -> R
         folder: of the model.
         texts: all token ids that are read.
         options: with a ``repr`` that tells all.
+
+    Example:
+        >>> from reference.models.tutorial import PATH
+        >>> texts = {"mine": torch.arange(8)}
+        >>> one, other = (fingerprint(PATH, texts, options) for options in ("4 bits", "3 bits"))
+        >>> one["model"] == other["model"], one == other
+        (True, False)
 
     Chapter: none (plumbing)
     """
@@ -125,6 +153,10 @@ def fingerprint(folder: Path, texts: Mapping[str, Tensor], options: object) -> R
 
 def machine() -> Row:
     """Where the numbers of a report were measured.
+
+    Example:
+        >>> list(machine())
+        ['processor', 'threads', 'python', 'torch', 'transformers']
 
     Chapter: none (plumbing)
     """
@@ -158,6 +190,14 @@ def _finished(output: Path, fingerprint: Row) -> Row | None:
 
 def quiet(label: str) -> Callable[[list], Iterable]:
     """No progress bar.
+
+    Args:
+        label: of the bar that is not drawn.
+
+    Example:
+        >>> progress = quiet("measuring")
+        >>> [block for block in progress([1, 2, 3])]
+        [1, 2, 3]
 
     Chapter: none (plumbing)
     """

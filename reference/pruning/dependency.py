@@ -111,7 +111,8 @@ def groups(model: nn.Module, example: Tensor) -> list[Group]:
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 9, 2))
         >>> for group in groups(model, torch.zeros(1, 1, 5, 5)):
-        ...     print(group.name, group.size, [f"{part.layer} {part.side}" for part in group.slices], group.fixed or "free")
+        ...     places = [f"{part.layer} {part.side}" for part in group.slices]
+        ...     print(group.name, group.size, places, group.fixed or "free")
         0 4 ['0 out', '3 in'] free
         3 2 ['3 out'] it makes the model's outputs
 

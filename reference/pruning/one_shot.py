@@ -1,16 +1,15 @@
 """From a model and a sparsity to a pruned model, block by block, without training."""
 
-import warnings
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
+from reference.calibration import warn_of_few_tokens
 from reference.job import Job
 from reference.models.families import block_linears
 from reference.models.streaming import StreamedModel
 from reference.pruning import magnitude
-from reference.quantization import CalibrationWarning
 from reference.quantization.grid import QuantizationSpec, check_weight
 from reference.ranks import ALONE, Ranks
 from reference.rounding import HESSIAN_SOLVERS, OBSERVERS, LayerError, Options, Rounding
@@ -154,13 +153,6 @@ def check(
         check_weight(linear.weight, spec or QuantizationSpec(8), name)
         if linear.in_features % m:
             raise ValueError(f"pattern is {n}:{m}; {m} does not divide the {linear.in_features} inputs of {name}")
-    widest, linear = max(chosen.items(), key=lambda pair: pair[1].in_features)
-    tokens = sum(ids.numel() for ids in calibration or [])
-    if method in HESSIAN_SOLVERS and tokens < linear.in_features:
-        warnings.warn(
-            f"calibration has {tokens} tokens, fewer than the {linear.in_features} inputs of {widest}: its Hessian is "
-            "singular, and damping decides the directions that no token shows. Ten tokens an input are usual",
-            CalibrationWarning,
-            stacklevel=3,
-        )
+    if method in HESSIAN_SOLVERS:
+        warn_of_few_tokens(calibration, chosen)
     return dict.fromkeys(chosen, spec)

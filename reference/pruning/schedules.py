@@ -2,15 +2,15 @@ r"""How sparse to be at which step: fast at first, when there is much to spare, 
 
 .. math:: s_t = s_f + (s_i - s_f) \left(1 - \frac{t - t_0}{n\,\Delta t}\right)^3
 
-    ================ ===========
-    paper            code
-    ================ ===========
-    :math:`s_i`      initial
-    :math:`s_f`      final
-    :math:`t_0`      begin_step
-    :math:`n`        n_updates
-    :math:`\Delta t` every
-    ================ ===========
+================ ===========
+paper            code
+================ ===========
+:math:`s_i`      initial
+:math:`s_f`      final
+:math:`t_0`      begin_step
+:math:`n`        n_updates
+:math:`\Delta t` every
+================ ===========
 """
 
 

@@ -4,17 +4,17 @@ A value becomes a sign, a row of a small table, and a scale that its block share
 
 .. math:: \hat x = s_\text{tensor}\; s_\text{block}\; (-1)^\text{sign}\; v_\text{code}
 
-    ============ ========= ===== ============================== ===============
-    format       element   block scale of a block               bits per value
-    ============ ========= ===== ============================== ===============
-    ``mxfp8``    E4M3      32    E8M0, a power of two           8.25
-    ``mxfp6``    E2M3      32    E8M0                           6.25
-    ``mxfp4``    E2M1      32    E8M0                           4.25
-    ``mxint8``   INT8      32    E8M0                           8.25
-    ``nvfp4``    E2M1      16    E4M3, times one float32        4.5
-    ``nf4``      NF4       64    bfloat16                       4.25
-    ``fp8``      E4M3      row   float32                        8 + 32 / row
-    ============ ========= ===== ============================== ===============
+============ ========= ===== ============================== ===============
+format       element   block scale of a block               bits per value
+============ ========= ===== ============================== ===============
+``mxfp8``    E4M3      32    E8M0, a power of two           8.25
+``mxfp6``    E2M3      32    E8M0                           6.25
+``mxfp4``    E2M1      32    E8M0                           4.25
+``mxint8``   INT8      32    E8M0                           8.25
+``nvfp4``    E2M1      16    E4M3, times one float32        4.5
+``nf4``      NF4       64    bfloat16                       4.25
+``fp8``      E4M3      row   float32                        8 + 32 / row
+============ ========= ===== ============================== ===============
 
 Sources: OCP 8-bit floating point specification 1.0; OCP microscaling formats specification 1.0, sections 5
 and 6; NVIDIA's description of NVFP4; Dettmers et al. 2023, QLoRA, section 3 and appendix E.

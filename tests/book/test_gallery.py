@@ -37,6 +37,16 @@ def test_a_figure_is_shown_with_its_claim_and_leads_to_its_cell(tmp_path):
     assert (tmp_path / "generated" / "gallery" / "fig-error.png").read_bytes() == PNG
 
 
+def test_figures_can_be_chosen_by_part(tmp_path):
+    source = tmp_path / "run.ipynb"
+    source.write_text(json.dumps(executed()))
+    gallery.write({PATH: source}, tmp_path / "generated")
+    page = (tmp_path / "generated" / "gallery.md").read_text()
+    assert '<button type="button" data-part="part" aria-pressed="false">part</button>' in page
+    assert ":class-container: part-part" in page
+    assert gallery.part_of(Path("notebooks/overview.ipynb")) == "overview"
+
+
 def test_a_notebook_that_was_not_run_shows_none(tmp_path):
     source = tmp_path / "run.ipynb"
     source.write_text(json.dumps(good()))

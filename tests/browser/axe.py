@@ -26,10 +26,51 @@ PRUNE = """(() => {
 })()"""
 
 
+# For colours alone, one text of each style is enough: what has the same tags, classes and own styles all the way up, and is
+# painted alike in both themes, has the same contrast. The other texts go, and the elements that then hold nothing. Rows of
+# tables stay, since their ground changes from row to row; so does what has a picture or colour of its own behind its text.
+THIN = """(() => {
+  const root = document.documentElement, theme = root.dataset.theme, paths = new Map([[root, ""]]);
+  const path = (e) => {
+    if (!paths.has(e)) {
+      const row = e.tagName === "TR" ? [...e.parentElement.children].indexOf(e) % 2 : "";
+      paths.set(e, `${path(e.parentElement)}/${e.tagName}.${e.className}.${e.getAttribute("style") ?? ""}.${row}.${e.open ?? ""}`);
+    }
+    return paths.get(e);
+  };
+  const texts = [...document.body.querySelectorAll("*")].filter(
+    (e) => !["SCRIPT", "STYLE"].includes(e.tagName) && [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim()));
+  const painted = texts.map(path);
+  for (const name of ["light", "dark"]) {
+    root.dataset.theme = name;
+    texts.forEach((e, i) => {
+      const s = getComputedStyle(e);
+      painted[i] += `|${s.color} ${s.backgroundColor} ${s.fontSize} ${s.fontWeight} ${s.opacity} ${s.display} ${s.visibility}`;
+    });
+  }
+  root.dataset.theme = theme;
+  const seen = new Set(), kept = new Set();
+  texts.forEach((e, i) => {
+    if (!seen.has(painted[i])) for (let up = e; up && !kept.has(up); up = up.parentElement) kept.add(up);
+    seen.add(painted[i]);
+  });
+  const needed = "script, style, link, head, head *, tr, td, th, input, button, select, svg, svg *";
+  [...document.body.querySelectorAll("*")].reverse().forEach((e) => {
+    if (!kept.has(e) && !e.matches(needed) && !e.children.length) e.remove();
+  });
+  return seen.size;
+})()"""
+
+
 def prepare(page: Browser) -> None:
     """Load axe into the open page. It must have been measured before: its formulas are gone afterwards."""
     page.evaluate(PRUNE)
     page.evaluate(f"{SCRIPT}; true")
+
+
+def thin(page: Browser) -> int:
+    """Leave one text of each style; how many. Only contrast may be judged afterwards."""
+    return page.evaluate(THIN)
 
 
 def violations(page: Browser, only: str = RULES) -> list[str]:

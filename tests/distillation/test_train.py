@@ -1,14 +1,11 @@
 """The lesson and its loop: the teacher stays as it is, parts of the loss add up, processes and interruptions do not show."""
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import training_processes
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -16,7 +13,6 @@ from reference.distillation.losses import attention_loss, hidden_loss, logits_lo
 from reference.distillation.student import from_layers
 from reference.distillation.train import Lesson, Recipe, distill
 
-ROOT = Path(__file__).parents[2]
 ALL = Recipe(share=0.75, temperature=2.0, hidden=0.5, attention=0.25, layers=((1, 2), (2, 4)))
 
 
@@ -145,58 +141,17 @@ def test_a_lesson_that_cannot_be_given_is_refused() -> None:
         Lesson(silent, teacher(), Recipe(attention=1.0, layers=((1, 1),)))
 
 
-SCRIPT = """
-import json, sys
-from pathlib import Path
-import torch
-from accelerate import Accelerator
-sys.path.insert(0, sys.argv[4])
+RUN = """
 from test_train import Lesson, Recipe, distill, from_layers, teacher, windows
 
-torch.set_num_threads(1)
-curve, checkpoint, last = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-accelerator = Accelerator(cpu=True)
 big = teacher()
 lesson = Lesson(from_layers(big, (0, 2)), big, Recipe(share=0.5, hidden=1.0, layers=((1, 2),)))
-for row in distill(lesson, windows, steps=8, rate=3e-3, warmup=2, checkpoint=checkpoint, every=2, accelerator=accelerator):
-    if accelerator.is_main_process:
-        with curve.open("a") as file:
-            file.write(json.dumps(row) + "\\n")
-    if row["step"] == last:
-        break
-accelerator.end_training()
+rows = distill(lesson, windows, steps=8, rate=3e-3, warmup=2, checkpoint=checkpoint, every=2, accelerator=accelerator)
 """
 
 
-@pytest.fixture
-def start(tmp_path: Path):
-    script = tmp_path / "run.py"
-    script.write_text(SCRIPT)
-
-    def run(name: str, *head: str, last: int = 8) -> list[dict]:
-        curve = tmp_path / f"{name}.jsonl"
-        done = subprocess.run(
-            [sys.executable, *head, str(script), str(curve), str(tmp_path / name), str(last), str(Path(__file__).parent)],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-            capture_output=True, text=True, check=False, timeout=300,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return [json.loads(line) for line in curve.read_text().splitlines()]
-
-    return run
-
-
-def losses(rows: list[dict]) -> Tensor:
-    assert [row["step"] for row in rows] == list(range(1, 9))
-    return torch.tensor([row["loss"] for row in rows])
-
-
-def test_two_processes_lose_what_one_does_and_a_resumed_run_what_an_unbroken_one_does(start) -> None:
-    one = losses(start("one"))
-    two = losses(start("two", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"))
-    assert one[-1] != one[0]
-    assert torch.allclose(one, two, rtol=1e-3)
-    start("broken", last=5)  # the state of step 4 is kept, projections with it
-    rows = start("broken")
-    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 5, 6, 7, 8]
-    assert torch.equal(losses(rows[:4] + rows[5:]), one)
+def test_two_processes_lose_what_one_does_and_a_resumed_run_what_an_unbroken_one_does(tmp_path: Path) -> None:
+    folder = Path(__file__).parent
+    start = training_processes.starter(tmp_path, RUN, folder, folder.parent / "shared")
+    unbroken = training_processes.two_processes_lose_what_one_does(start)
+    training_processes.goes_on_as_if_unbroken(start, unbroken)  # projections are saved with the rest

@@ -118,6 +118,23 @@ def test_fine_tuning_rescues_the_last_round(run: Callable, llama: Path, tmp_path
 
 
 @pytest.mark.usefixtures("no_gain")
+def test_no_text_is_trained_on_twice(
+    run: Callable, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each round and the fine-tuning draw windows of their own; the same few again would be learned by heart."""
+    seeds: list[int] = []
+    honest = pruning_steps.retrain
+
+    def watched(*arguments: object, seed: int, **options: object) -> object:
+        seeds.append(seed)
+        return honest(*arguments, seed=seed, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pruning_steps, "retrain", watched)
+    run("prune", llama, "--max-loss", "500%", "--sparsity", 0.4, "--output", tmp_path / "out", "--json", *SMALL)
+    assert len(seeds) == len(set(seeds)) == 3
+
+
+@pytest.mark.usefixtures("no_gain")
 def test_an_impossible_target_ends_with_the_best_and_code_1(run: Callable, llama: Path, tmp_path: Path) -> None:
     result = run("prune", llama, "--max-loss", "0%", "--sparsity", 0.6, "--output", tmp_path / "out", "--json", *SMALL)
     assert result.code == 1
