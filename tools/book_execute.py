@@ -130,11 +130,25 @@ def _processor(case: ElementTree.Element) -> float:
 
 
 def clean(path: Path) -> None:
-    """Drop the time stamps that the executor leaves in cells."""
+    """Drop the time stamps that the executor leaves in cells, and join what a cell printed: how it came in is a matter of time."""
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
+        if "outputs" in cell:
+            cell.outputs = _joined(cell.outputs)
     nbformat.write(notebook, path)
+
+
+def _joined(outputs: list) -> list:
+    """The outputs of a cell, neighbours of one stream as one."""
+    joined: list = []
+    for output in outputs:
+        last = joined[-1] if joined else None
+        if last and output.output_type == last.output_type == "stream" and output.name == last.name:
+            last.text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def bad_outputs(notebook: nbformat.NotebookNode) -> list[str]:

@@ -75,7 +75,7 @@ def write(executed: dict[Path, Path], generated: Path) -> int:
         if found := figures(loaded):
             title = loaded["cells"][0]["source"].splitlines()[0].removeprefix("# ")
             lines += [f"## {title}", "", f"From [{chapter_name(notebook)}](/{notebook.as_posix()}).", ""]
-            lines += [":::::{grid} 1 1 2 2", f":class-container: part-{part_of(notebook)}", ""]
+            lines += [":::::{grid} 1 1 2 2", ":gutter: 3", f":class-container: part-{part_of(notebook)}", ""]
             shown.append(part_of(notebook))
             for figure in found:
                 (folder / f"{figure['name']}.png").write_bytes(figure["png"])

@@ -26,7 +26,7 @@
     for (const cell of document.querySelectorAll(".bd-article :is(td, th):not(.book-widget *)")) {
       const text = cell.textContent.trim();
       if (text.length > 24) cell.classList.add("wordy");
-      else if (/^[+\-−]?[\d.,]+( ± [\d.,]+)?( %)?$/.test(text)) cell.classList.add("number");
+      else if (/^[+−-]?[\d.,-]+( ± [\d.,]+)?( %)?$/.test(text)) cell.classList.add("number");
     }
   };
 

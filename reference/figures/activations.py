@@ -86,10 +86,9 @@ def formats(points: Mapping[str, tuple[float, float]]) -> Axes:
     low, high = (math.log(end) for end in axes.get_ylim())
     heights: list[tuple[float, float]] = []  # names of points that lie close together stand one above the other
     for name, (bits, loss) in sorted(points.items(), key=lambda item: item[1][1]):
-        height = (math.log(loss) - low) / (high - low)
-        near = [y for x, y in heights if abs(x - bits) < 1]
-        height = max([height, *(y + 0.055 for y in near)])
+        beside = max(other for other, _ in points.values() if abs(other - bits) < 1) + 0.25
+        height = max([(math.log(loss) - low) / (high - low), *(y + 0.055 for x, y in heights if abs(x - bits) < 1)])
         heights.append((bits, height))
-        axes.annotate(name, (bits, loss), xytext=(bits + 0.22, math.exp(low + height * (high - low))), va="center",
+        axes.annotate(name, (bits, loss), xytext=(beside, math.exp(low + height * (high - low))), va="center",
                       fontsize=9.5, arrowprops={"arrowstyle": "-", "color": "0.6", "lw": 0.7, "shrinkA": 0, "shrinkB": 4})  # fmt: skip
     return axes

@@ -7,6 +7,7 @@ import book_paths
 import book_stage
 import build_book
 import execute_twice
+import nbformat
 import nbformat.v4 as nb
 import pytest
 import site_check
@@ -176,3 +177,11 @@ def test_fonts_of_a_style_sheet_are_read(site):
 
 def test_a_page_that_was_not_built_is_found(site):
     assert site_check.problems(site, ["other.html"]) == ["other.html was not built"]
+
+
+def test_what_a_cell_prints_is_one_output(tmp_path):
+    outputs = [printed("4\n"), printed("3\n"), data(text_plain="x"), printed("2\n")]
+    nbformat.write(notebook((outputs, ())), tmp_path / "n.ipynb")
+    book_execute.clean(tmp_path / "n.ipynb")
+    found = nbformat.read(tmp_path / "n.ipynb", as_version=4).cells[0].outputs
+    assert [output.get("text", "image") for output in found] == ["4\n3\n", "image", "2\n"]

@@ -38,6 +38,83 @@ def test_the_keyboard_reaches_the_controls_and_shows_where_it_is(chromium, site,
     assert [stop for stop in stops if not stop["shown"] and stop["tag"] != "BODY"] == []
 
 
+MARK = """(() => {
+  const controls = "a[href], button, input, select, textarea, summary, [tabindex='0']";
+  const found = [...document.querySelectorAll(controls)].filter((e) => e.tabIndex >= 0 && !e.disabled && e.type !== "hidden"
+    && e.getClientRects().length && getComputedStyle(e).visibility === "visible" && !e.closest("details:not([open]) > :not(summary)"));
+  found.forEach((e) => { e.dataset.wanted = e.outerHTML.slice(0, 120); });
+  return found.length;
+})()"""
+STEP = f"""(() => {{
+  const e = document.activeElement, found = {FOCUS};
+  delete e.dataset.wanted;
+  return found;
+}})()"""
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(
+    "page",
+    [
+        "book/self_check.html",
+        "book/gallery.html",
+        "book/how_to_run.html",
+        "notebooks/deployment/trade_offs.html",
+        "notebooks/quantization/post_training.html",
+        "book/api/tensors.html",
+    ],
+)
+def test_tab_reaches_everything_and_shows_it(chromium, site, page, width):
+    """Links, folds, copy buttons, widgets, what scrolls: each is a stop, none is a trap, and each stop is seen."""
+    chromium.view(width)
+    chromium.open(site / page)
+    count = chromium.evaluate(MARK)
+    unseen = []
+    for _ in range(count + 10):
+        chromium.press("Tab")
+        stop = chromium.evaluate(STEP)
+        if not stop["shown"] and stop["tag"] != "BODY":
+            unseen.append(stop)
+        if stop["tag"] == "BODY":
+            break
+    assert chromium.evaluate("[...document.querySelectorAll('[data-wanted]')].map((e) => e.dataset.wanted)") == []
+    assert unseen == []
+
+
+def test_folds_open_by_key(chromium, site):
+    chromium.view(390)
+    chromium.open(site / "book" / "self_check.html")
+    chromium.evaluate("document.querySelector('article summary').focus()")
+    answer = "document.querySelector('article details').open"
+    chromium.press("Enter")
+    assert chromium.evaluate(answer)
+    chromium.press(" ")
+    assert not chromium.evaluate(answer)
+
+
+def test_the_phones_side_bar_opens_and_closes_by_key(chromium, site):
+    chromium.view(390)
+    chromium.open(site / CHAPTER)
+    chromium.evaluate("document.querySelector('.primary-toggle').focus()")
+    chromium.press("Enter")
+    chromium.wait_for("document.querySelector('#pst-primary-sidebar-modal[open]') !== null")
+    chromium.press("Tab")
+    assert chromium.evaluate("document.activeElement.closest('#pst-primary-sidebar-modal') !== null")
+    chromium.press("Escape")
+    chromium.wait_for("document.querySelector('#pst-primary-sidebar-modal[open]') === null")
+
+
+def test_a_button_copies(chromium, site):
+    chromium.view(1280)
+    chromium.open(site / CHAPTER)
+    chromium.evaluate(
+        "navigator.clipboard.writeText = (text) => { window.copied = text; return Promise.resolve(); };"
+        "document.querySelector('.copybtn').focus()"
+    )
+    chromium.press("Enter")
+    chromium.wait_for("document.querySelector('.copybtn.success') !== null || window.copied")
+
+
 def test_the_skip_link_skips(chromium, site):
     chromium.view(1280)
     chromium.open(site / CHAPTER)

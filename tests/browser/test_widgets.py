@@ -4,10 +4,15 @@ import json
 
 import pytest
 
+from reference.deployment.calculator import MODELS, estimate
+from reference.hardware.devices import device
+from reference.hardware.roofline import SCHEMES
+
 WIDGETS = {
     "clipping": "notebooks/quantization/post_training.html",
     "stepper": "notebooks/quantization/gptq.html",
     "budget": "notebooks/quantization/trade_offs.html",
+    "calculator": "notebooks/deployment/trade_offs.html",
 }
 
 
@@ -15,8 +20,8 @@ WIDGETS = {
 def opened(chromium, site):
     """Open the page of a widget; its data, and a function that reads a row of its table."""
 
-    def open_page(name):
-        chromium.view(1280)
+    def open_page(name, width=1280):
+        chromium.view(width)
         seen = chromium.open(site / WIDGETS[name])
         if not chromium.evaluate("document.querySelector('.cell_output') !== null"):
             pytest.skip("this site was built without running the notebooks")
@@ -45,7 +50,7 @@ def choose(chromium, name, label, value):
 
 
 def per_cent(shown):
-    return float(shown.split(" %")[0]) / 100
+    return float(shown.split("\u00a0%")[0]) / 100
 
 
 @pytest.mark.parametrize(("bits", "place"), [("2", 0), ("2", 17), ("3", 8), ("4", 5), ("8", 35)])
@@ -106,3 +111,42 @@ def test_stepper(chromium, opened):
     assert chromium.evaluate(
         "[...document.querySelectorAll('[id^=widget-stepper] button')].map((b) => b.disabled)"
     ) == [False, True]
+
+
+def test_calculator(chromium, opened):
+    _, row = opened("calculator")
+    choose(chromium, "calculator", "Device", "A100 80GB SXM")
+    choose(chromium, "calculator", "Weights and activations", "W8A8")
+    choose(chromium, "calculator", "Sequences at once", 4)
+    found = estimate(MODELS["Llama-3-8B"], SCHEMES["W8A8"], device("A100 80GB SXM"), batch=2**4, context=4096)
+    assert row("memory") == f"{sum(found.memory) / 1e9:.3g} GB: fits into 80.0 GB"
+    assert row("a token takes").startswith(f"at least {1e3 * found.step:.3g}")
+    choose(chromium, "calculator", "Sequences at once", 9)
+    assert "does not fit" in row("memory")
+
+
+@pytest.mark.parametrize("name", WIDGETS)
+def test_a_widget_suits_a_phone(chromium, opened, name):
+    """Fingers hit its controls, its letters can be read, nothing is cut off, and it draws itself anew when the phone turns."""
+    opened(name, 390)
+    found = chromium.evaluate(
+        f"""(() => {{
+        const box = document.querySelector("[id^=widget-{name}]");
+        const size = (e) => [e.getBoundingClientRect().width, e.getBoundingClientRect().height];
+        return {{controls: [...box.querySelectorAll("select, input, button")].map(size),
+          letters: [...box.querySelectorAll("svg text")].map((e) => e.getCTM().a * parseFloat(getComputedStyle(e).fontSize)),
+          cut: box.scrollWidth - box.clientWidth,
+          named: [...box.querySelectorAll("select, input")].every((e) => e.labels.length === 1 && e.labels[0].innerText.trim()),
+          moves: [...box.querySelectorAll("*")].some((e) => getComputedStyle(e).animationName !== "none")}}; }})()"""
+    )
+    assert found["controls"]
+    assert min(min(pair) for pair in found["controls"]) >= 24
+    assert all(size >= 11.5 for size in found["letters"])
+    assert found["cut"] <= 0
+    assert found["named"]
+    assert not found["moves"]
+    if name != "stepper":
+        drawing = f"document.querySelector('[id^=widget-{name}] svg').viewBox.baseVal.width"
+        before = chromium.evaluate(drawing)
+        chromium.view(700)
+        chromium.wait_for(f"{drawing} > {before} + 50")

@@ -66,9 +66,10 @@ function secondsText(seconds) {
   return seconds >= 1e-3 ? `${(seconds * 1e3).toPrecision(3)} ms` : `${(seconds * 1e6).toPrecision(3)} µs`;
 }
 
-function bar(parts, capacity) {
-  const total = parts.reduce((sum, [, value]) => sum + value, 0), end = Math.max(total, capacity || 0), width = 600;
-  const drawing = element("svg", { viewBox: `0 0 ${width} 34`, width: "100%", role: "img", "aria-label": "Share of memory" });
+function bar(parts, capacity, width) {
+  const total = parts.reduce((sum, [, value]) => sum + value, 0), end = Math.max(total, capacity || 0);
+  const drawing = element("svg", { viewBox: `0 0 ${width} 48`, width: "100%", role: "img",
+    "aria-label": `Memory: ${bytesText(total)}${capacity ? ` of ${bytesText(capacity)}` : ""}` });
   let at = 0;
   for (const [colour, value] of parts) {
     drawing.append(element("rect", { x: (at * width) / end, y: 4, width: (value * width) / end, height: 18, fill: `var(${colour})` }));
@@ -77,6 +78,7 @@ function bar(parts, capacity) {
   if (capacity) {
     const x = Math.min(width - 1, (capacity * width) / end);
     drawing.append(element("line", { x1: x, x2: x, y1: 0, y2: 30, stroke: "currentColor", "stroke-width": 2 }));
+    drawing.append(element("text", { x: Math.max(x, 90), y: 44, "text-anchor": "end" }, `device: ${bytesText(capacity)}`));
   }
   return drawing;
 }
@@ -96,11 +98,11 @@ function show(place, data, chosen) {
     line("of it", ...share("--w-blue", `weights ${bytesText(found.weights)} `), ...share("--w-orange", `cache ${bytesText(found.cache)} `),
       ...share("--w-green", `activations ${bytesText(found.activations)}`)),
     line("prompts read in", found.prefill === null ? "unknown: no rate for this arithmetic" : `at least ${secondsText(found.prefill)}`),
-    line("a token takes", `at least ${secondsText(found.step)}: at most ${(chosen.batch / found.step).toPrecision(3)} tokens/s, ${(1 / found.step).toPrecision(3)} each`),
+    line("a token takes", `at least ${secondsText(found.step)}: at most ${(chosen.batch / found.step).toPrecision(3)} tokens/s in all, ${(1 / found.step).toPrecision(3)} for each sequence`),
     line("loss", loss),
   ];
   const parts = [["--w-blue", found.weights], ["--w-orange", found.cache], ["--w-green", found.activations]];
-  place.replaceChildren(bar(parts, found.capacity), element("table", {}, element("tbody", {}, ...rows)));
+  place.replaceChildren(bar(parts, found.capacity, room(place)), element("table", {}, element("tbody", {}, ...rows)));
 }
 
 function widget(root, data) {
@@ -116,5 +118,5 @@ function widget(root, data) {
       slider("Sequences at once", powers(9), chosen.batch, set("batch", Number)),
       slider("Tokens of context", powers(15).slice(4), chosen.context, set("context", Number))),
     place);
-  show(place, data, chosen);
+  drawn(place, () => show(place, data, chosen));
 }

@@ -1,7 +1,7 @@
 // Keep a part of the range: the histogram, the grid in it, and the error that Python measured at each place.
 
-function drawHistogram(data, kept, bits) {
-  const width = 600, height = 150, base = 120, bars = data.counts, top = Math.max(...bars);
+function drawHistogram(data, kept, bits, width) {
+  const height = 172, base = 120, bars = data.counts, top = Math.max(...bars);
   const at = (x) => ((x + 1) / 2) * width;
   const drawing = element("svg", { viewBox: `0 0 ${width} ${height}`, width: "100%", role: "img",
     "aria-label": "Histogram of the weights, each divided by the end of its group's range, and the points of the grid" });
@@ -18,14 +18,11 @@ function drawHistogram(data, kept, bits) {
       drawing.append(element("line", { x1: x, x2: x, y1: base + 3, y2: base + 13, stroke: "currentColor", "stroke-width": 1.5 }));
     }
   }
-  for (const [x, anchor, label] of [[0, "start", "smallest of its group"], [width / 2, "middle", "0"], [width, "end", "largest of its group"]]) {
-    drawing.append(element("text", { x, y: height - 3, "text-anchor": anchor }, label));
+  for (const [x, anchor, label] of [[0, "start", "smallest"], [width / 2, "middle", "0"], [width, "end", "largest"]]) {
+    drawing.append(element("text", { x, y: 147, "text-anchor": anchor }, label));
   }
+  drawing.append(element("text", { x: width / 2, y: 166, "text-anchor": "middle" }, "weights, by the range of their group; ticks: grid"));
   return drawing;
-}
-
-function per(share) {
-  return `${(100 * share).toPrecision(3)} %`;
 }
 
 function widget(root, data) {
@@ -35,7 +32,7 @@ function widget(root, data) {
     const found = data.error[bits], error = found.total[place], clipped = found.outside[place];
     const least = found.total.indexOf(Math.min(...found.total));
     const line = (name, text) => element("tr", {}, element("th", { scope: "row" }, name), element("td", {}, text));
-    shown.replaceChildren(drawHistogram(data, data.kept[place], Number(bits)), element("table", {}, element("tbody", {},
+    shown.replaceChildren(drawHistogram(data, data.kept[place], Number(bits), room(shown)), element("table", {}, element("tbody", {},
       line("squared error, of the squared weights", per(error)),
       line("of it, from weights that are clipped", per(clipped)),
       line("of it, from rounding", per(error - clipped)),
@@ -46,5 +43,5 @@ function widget(root, data) {
     choice("Bits of a code", Object.keys(data.error).reverse(), bits, (value) => { bits = value; show(); }),
     slider("Part of the range that is kept", data.kept, data.kept[place], (value) => { place = data.kept.indexOf(value); show(); }, per)),
   shown);
-  show();
+  drawn(shown, show);
 }

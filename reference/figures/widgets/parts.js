@@ -45,6 +45,25 @@ function labelled(label, control, ...after) {
   return element("div", { class: "book-widget-control" }, element("label", { for: control.id }, label), control, ...after);
 }
 
+// A percentage of three digits that stays on one line.
+function per(share) {
+  return `${(100 * share).toPrecision(3)}\u00a0%`;
+}
+
+// How wide a drawing may be, in pixels: its letters are then as large as they say, on a phone too.
+function room(root) {
+  return Math.max(260, Math.min(640, root.clientWidth || 600));
+}
+
+// Draws now, and again when the window has another width.
+function drawn(root, show) {
+  let width = 0;
+  const again = () => { if (root.clientWidth !== width) { width = root.clientWidth; show(); } };
+  window.addEventListener("resize", again);
+  show();
+  width = root.clientWidth;
+}
+
 // A place for results: what is put there is read out when it changes.
 function result() {
   return element("div", { class: "book-widget-result", "aria-live": "polite" });
