@@ -1,10 +1,12 @@
 # Two commands: `make book` and `make test`. Both make .venv from requirements.lock first.
 #
 #   PYTHON=python3.12   the interpreter that makes .venv (3.10 to 3.13)
+#   LAB_ARGS=…          more options for JupyterLab: make lab LAB_ARGS=--no-browser
 #   PIP_ARGS=…          more options for pip, such as another index for CPU builds of torch
 
 PYTHON ?= python3
 PIP_ARGS ?=
+LAB_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -23,7 +25,7 @@ book: $(STAMP)  ## execute what changed, build the HTML, print its address and t
 test: lint  ## ruff, mypy and all tests
 	$(BIN)/python -m pytest -n 2
 
-browser: $(STAMP)  ## every page of the built site in Chromium: phone and desk, light and dark, keyboard, search
+browser: $(STAMP) pdf  ## every page of the built site in Chromium: phone and desk, light and dark, keyboard, search
 	BROWSER=required $(BIN)/python -m pytest -n 2 tests/browser
 
 pdf: $(STAMP)  ## the built site as one PDF; needs Chromium
@@ -41,7 +43,7 @@ twice: $(STAMP)  ## execute every notebook again; the numbers must be the same
 	$(BIN)/python tools/execute_twice.py
 
 lab: $(STAMP)  ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab --notebook-dir=notebooks
+	$(BIN)/jupyter lab --ServerApp.root_dir=notebooks $(LAB_ARGS)
 
 tidy: $(STAMP)  ## write notebooks in their committed form: no outputs, canonical first cells
 	$(BIN)/python tools/tidy_notebooks.py

@@ -76,6 +76,13 @@ def warn_of_few_tokens(calibration: list[Tensor] | None, layers: Mapping[str, nn
     Warns:
         CalibrationWarning: fewer calibration tokens than a layer has inputs.
 
+    Example:
+        >>> with warnings.catch_warnings(record=True) as said:
+        ...     warnings.simplefilter("always")
+        ...     warn_of_few_tokens([torch.zeros(1, 10, dtype=torch.int64)], {"up": nn.Linear(64, 8)})
+        >>> str(said[0].message).split(":")[0]
+        'calibration has 10 tokens, fewer than the 64 inputs of up'
+
     Chapter: none (checks)
     """
     tokens = sum(ids.numel() for ids in calibration or [])

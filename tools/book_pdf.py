@@ -7,6 +7,7 @@ given an outline, and the links between pages are turned from addresses of files
 import html
 import io
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -121,7 +122,7 @@ def print_all(chapters: list[Chapter], workers: int = 2) -> None:
         list(pool.map(work, range(workers)))
 
 
-def front(browser: Browser, book: list[Part], title: str, lines: str, folder: Path) -> PdfReader:
+def front(browser: Browser, book: list[Part], title: str, lines: str) -> PdfReader:
     """Title page and contents; the numbers are those of the sheets as `Chapter.first` has them."""
 
     def rows() -> Iterator[str]:
@@ -134,9 +135,10 @@ def front(browser: Browser, book: list[Part], title: str, lines: str, folder: Pa
                     f"<i></i>{c.first + 1}</div>"
                 )
 
-    page = folder / "front.html"
-    page.write_text(FRONT.format(title=html.escape(title), lines=lines, rows="".join(rows())))
-    browser.open(page)
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder, "front.html")
+        page.write_text(FRONT.format(title=html.escape(title), lines=lines, rows="".join(rows())))
+        browser.open(page)
     return PdfReader(io.BytesIO(sheets(browser)))
 
 
@@ -273,10 +275,9 @@ def make(site: Path, toc: dict, target: Path, title: str, lines: str) -> list[st
     with Browser() as browser:
         target.parent.mkdir(parents=True, exist_ok=True)
         place(book, 0)
-        length = len(front(browser, book, title, lines, target.parent).pages)
+        length = len(front(browser, book, title, lines).pages)
         count = place(book, length)
-        opening = front(browser, book, title, lines, target.parent)
-        (target.parent / "front.html").unlink()
+        opening = front(browser, book, title, lines)
     writer = PdfWriter()
     owners: list[Chapter | None] = [None] * length
     for page in opening.pages:

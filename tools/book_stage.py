@@ -15,6 +15,7 @@ import claims_page
 import gallery
 import learning_paths
 import recorded
+import tools_page
 from book_paths import CACHE, ROOT, chapter_name, toc_pages
 
 SOURCE = CACHE / "source"
@@ -63,6 +64,7 @@ def stage(records: dict[Path, book_execute.Record]) -> Path:
     )
     gallery.write({notebook: book_execute.EXECUTED / notebook for notebook in records}, generated)
     (generated / "recorded_results.md").write_text(recorded.page())
+    (generated / "tools.md").write_text(tools_page.page())
     shutil.copyfile(ROOT / "reference/models/tutorial/README.md", generated / "model_card.md")
     api_pages.write(SOURCE / "book" / "api")
     toc_pages(SOURCE)  # every page is there, or an error that names it

@@ -12,7 +12,7 @@ from bs4 import BeautifulSoup, Tag
 
 GLOSSARY = Path("book/glossary.html")
 #: What a page shows that is not its running text.
-NOT_TEXT = ".cell_output, table, figure, dl.py, a, code, pre, span.math, div.math, nav, script, summary"
+NOT_TEXT = ".cell_output, .pasted-text, table, figure, dl.py, a, code, pre, span.math, div.math, nav, script, summary"
 
 
 def names(html: Path) -> dict[str, str]:

@@ -40,6 +40,7 @@ pre { max-height: none !important; font-size: 0.8rem !important; line-height: 1.
 .highlight, div.cell_output, div.cell_output * { max-height: none !important; }
 code, span.pre { overflow-wrap: anywhere; white-space: normal !important; }
 .bd-article table { display: table !important; margin-left: 0; font-size: 0.85rem; }
+.bd-article :is(td, th) { padding: 0.2rem 0.5rem !important; line-height: 1.35; } .bd-article :is(td, th) p { margin: 0; }
 .pst-scrollable-table-container, div.math, mjx-container { overflow: visible !important; }
 img, svg { max-width: 100% !important; height: auto; }
 .bd-article svg.map { min-width: 0; }

@@ -18,6 +18,13 @@ from reference.practice.work import Progress, Row, Step, Work, fingerprint, mach
 class Answer(Measured, Protocol):
     """A model that a workflow may end with.
 
+    Example:
+        >>> from reference.practice.candidates import Candidate
+        >>> from reference.practice.quantization_steps import Tried
+        >>> answer = Tried(Candidate(4, "gptq"), bytes=480, rise=0.015, error=0.001, seconds=2.0)
+        >>> answer.name, answer.rise + 2 * answer.error < 0.02  # what a report says of it
+        ('W4A16 gptq', True)
+
     Chapter: none (an interface)
     """
 
@@ -45,6 +52,13 @@ class Bench:
 
     Raises:
         ValueError: a model that cannot be measured, or a target that does not fit.
+
+    Example:
+        >>> from reference.practice.quantization_steps import Settings
+        >>> from reference.practice.work import quiet
+        >>> bench = Bench("tutorial", Settings(), quiet, max_loss=0.02, max_bytes=None, min_ratio=4.0)
+        >>> bench.target.max_bytes == bench.dense / 4
+        True
 
     Chapter: none (plumbing of the workflows)
     """

@@ -39,6 +39,11 @@ class Settings:
         recipe: of the training after each round.
         final_steps: of the fine-tuning at the end; 0 for none.
 
+    Example:
+        >>> settings = Settings(rounds=3, most=0.3)
+        >>> [round(settings.most * number / settings.rounds, 2) for number in (1, 2, 3)]  # where no size is asked for
+        [0.1, 0.2, 0.3]
+
     Chapter: practice/pruning_pipeline
     """
 
@@ -61,6 +66,12 @@ class Cutout(NamedTuple):
     ``slug``: its folder. ``name``: what the report calls it. ``removed``: share of the blocks' weights. ``bytes``: of its files.
     ``rise``: of the perplexity on the text where it rises most; ``error``: its standard error.
 
+    Example:
+        >>> first = Cutout("round_1", "round 1", removed=0.1, bytes=900, rise=0.01, error=0.001)
+        >>> second = first._replace(slug="round_2", name="round 2", removed=0.2, bytes=800, rise=0.05)
+        >>> max((first, second), key=lambda one: one.removed).name
+        'round 2'
+
     Chapter: practice/pruning_pipeline
     """
 
@@ -77,6 +88,14 @@ class Steps(Bench):
 
     Attributes:
         goal: share of the blocks' weights that must go for the size asked for; None where none is.
+
+    Example:
+        >>> from reference.practice.work import quiet
+        >>> steps = Steps("tutorial", Settings(), quiet, max_loss=0.02, max_bytes=None, min_ratio=None)
+        >>> first = Cutout("round_1", "round 1", removed=0.1, bytes=900, rise=0.01, error=0.001)
+        >>> second = Cutout("round_2", "round 2", removed=0.2, bytes=800, rise=0.05, error=0.001)
+        >>> steps.choose([first, second], tuned=None).name  # the last that keeps the limit
+        'round 1'
 
     Chapter: none (the steps of :func:`reference.practice.pruning.run`)
     """

@@ -44,6 +44,11 @@ class Settings:
         recipe: of the training; 0 steps for none.
         seed: of the draws.
 
+    Example:
+        >>> quick = Settings(bits=(4,), methods=("round_to_nearest",), recipe=TRAINING._replace(steps=0))
+        >>> quick.bits, Settings().bits, quick.texts == Settings().texts
+        ((4,), (3, 4, 8), True)
+
     Chapter: practice/quantization_workflow
     """
 
@@ -65,6 +70,11 @@ class Tried(NamedTuple):
     ``candidate``: how it was made. ``bytes``: of its files. ``rise``: of the perplexity on the text where it rises most;
     ``error``: its standard error. ``seconds`` the solver took. ``trained``: whether it was trained too.
 
+    Example:
+        >>> tried = Tried(Candidate(4, "gptq"), bytes=480, rise=0.015, error=0.001, seconds=2.0)
+        >>> tried.name, tried._replace(trained=True).name
+        ('W4A16 gptq', 'W4A16 gptq + training')
+
     Chapter: practice/quantization_workflow
     """
 
@@ -83,6 +93,13 @@ class Tried(NamedTuple):
 
 class Steps(Bench):
     """The steps, with the candidates that they have tried.
+
+    Example:
+        >>> from reference.practice.work import quiet
+        >>> steps = Steps("tutorial", Settings(), quiet, max_loss=0.02, max_bytes=5e6, min_ratio=None)
+        >>> tried = Tried(Candidate(4, "gptq"), bytes=4_000_000, rise=0.0195, error=0.001, seconds=2.0)
+        >>> steps.verdict(tried), steps.verdict(tried._replace(bytes=6_000_000))
+        ('meets the target, narrowly', 'too large')
 
     Chapter: none (the steps of :func:`reference.practice.quantization.run`)
     """

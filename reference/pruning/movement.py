@@ -193,7 +193,7 @@ def attach(
         seed: of random scores.
 
     Returns:
-        What follows the schedule: call its ``step`` before each forward pass.
+        What follows the schedule, when its ``step`` is called before each forward pass.
 
     Raises:
         ValueError: a name is missing, given twice or no linear layer; none is given; a block does not divide a weight;

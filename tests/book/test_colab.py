@@ -1,33 +1,23 @@
 """The first code cell of every chapter: it installs the package on Colab, and only there."""
 
 import os
-import shutil
 import subprocess
 import sys
 import types
-import zipfile
-from email.parser import Parser
 from pathlib import Path
 
 import address
-import book_paths
+import installed
 import pytest
 from packaging.requirements import Requirement
 
-ROOT = book_paths.ROOT
 CELL = address.colab_cell(address.address())
-PACKAGE = ("pyproject.toml", "README.md", "LICENSE", "LICENSES", "reference", "kernels", "book/data")
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
     """What a clone has of the package, as a git repository of its own."""
-    folder = tmp_path_factory.mktemp("checkout")
-    for name in PACKAGE:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copyfile(ROOT / name, folder / name)
+    folder = installed.copy_package(tmp_path_factory.mktemp("checkout"))
     who = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
     for command in (["init", "-q", "-b", "main"], ["add", "-A"], [*who, "commit", "-q", "-m", "test"]):
         subprocess.run(["git", *command], cwd=folder, check=True)
@@ -80,9 +70,7 @@ def test_the_cell_works_in_a_fresh_environment(checkout, tmp_path):
 
     The new environment sees this one's packages, as Colab's does its own, so that nothing is downloaded.
     """
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
-    (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
-    (site / "ours.pth").write_text(str(Path(pytest.__file__).parent.parent) + "\n")
+    site = installed.environment(tmp_path / "venv")
     fake = tmp_path / "colab" / "google" / "colab"
     fake.mkdir(parents=True)
     (fake.parent / "__init__.py").touch()
@@ -105,28 +93,3 @@ def test_the_cell_works_in_a_fresh_environment(checkout, tmp_path):
     assert list((site / "reference" / "kernels").glob("*.py"))
     assert (site / "reference" / "data" / "text" / "manifest.json").is_file()
     assert (site / "reference" / "recorded" / "post_training_methods.json").is_file()
-
-
-def test_the_wheel_asks_for_ranges(checkout, tmp_path):
-    """A pin would replace Colab's own torch or numpy."""
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "-q",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        tmp_path,
-        checkout,
-    ]
-    subprocess.run(command, check=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        (name,) = [n for n in archive.namelist() if n.endswith(".dist-info/METADATA")]
-        metadata = Parser().parsestr(archive.read(name).decode())
-    assert metadata["Name"] == "model-compression-reference"
-    needed = [Requirement(text) for text in metadata.get_all("Requires-Dist")]
-    assert {"torch", "transformers"} <= {requirement.name for requirement in needed}
-    assert [str(r) for r in needed if any(s.operator in ("==", "===") for s in r.specifier)] == []
