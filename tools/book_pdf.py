@@ -28,6 +28,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+PATIENCE = 600.0  # seconds for one page, on a machine that does other things too
 NO_BROWSER = (
     "make pdf prints with Chromium, and none is installed here. Debian and Ubuntu: apt-get install chromium; "
     "macOS: brew install --cask chromium; or name one that you have: CHROMIUM=/path/to/chrome make pdf"
@@ -77,14 +78,20 @@ def print_all(chapters: list[Chapter], workers: int = 2) -> None:
     for chapter in sorted(chapters, key=lambda c: -c.path.stat().st_size):
         waiting.put(chapter)
 
+    failed: list[Chapter] = []
+
     def work(_: int) -> None:
-        with Browser() as browser:
-            while True:
+        with Browser(patience=PATIENCE) as browser:
+            while not failed:
                 try:
                     chapter = waiting.get_nowait()
                 except Empty:
                     return
-                chapter.pdf, found = print_page(browser, chapter.path)
+                try:
+                    chapter.pdf, found = print_page(browser, chapter.path)
+                except BaseException:
+                    failed.append(chapter)  # the other worker need not go on
+                    raise
                 chapter.title, chapter.sections = found["title"], [(name, text) for name, text in found["sections"]]
 
     with ThreadPoolExecutor(workers) as pool:

@@ -43,11 +43,16 @@ class Seen:
 class Browser:
     """A headless Chromium with one page; a context manager.
 
+    Args:
+        program: its path; None looks for one.
+        patience: seconds that one command may take.
+
     Raises:
         BrowserError: no Chromium is installed.
     """
 
-    def __init__(self, program: str | None = None) -> None:
+    def __init__(self, program: str | None = None, patience: float = TIMEOUT) -> None:
+        self._patience = patience
         program = program or find()
         if program is None:
             raise BrowserError(f"no browser: none of {', '.join(NAMES)} is installed, and $CHROMIUM is not set")
@@ -118,7 +123,7 @@ class Browser:
         data = json.dumps(message).encode() + b"\0"
         while data:
             data = data[os.write(self._out, data) :]
-        deadline = time.monotonic() + TIMEOUT
+        deadline = time.monotonic() + self._patience
         while True:
             answer = self._read(deadline)
             if answer.get("id") == self._number:
@@ -164,7 +169,7 @@ class Browser:
         answer = self.send("Page.navigate", url=url + fragment)
         if answer.get("errorText"):
             raise BrowserError(f"{url}: {answer['errorText']}")
-        deadline = time.monotonic() + TIMEOUT
+        deadline = time.monotonic() + self._patience
         while not any(e["method"] == "Page.loadEventFired" for e in self._events):
             self._read(deadline)
         self.evaluate(
