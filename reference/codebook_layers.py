@@ -77,6 +77,10 @@ class CodebookLinear(nn.Module):
 
     Shape: ``[…, in_features]`` → ``[…, out_features]``.
 
+    Args:
+        tensor: the shared weight, ``[out_features, in_features]``.
+        bias: ``[out_features]`` or None.
+
     Example:
         >>> codes = torch.tensor([[0, 1, 2], [2, 0, 2]], dtype=torch.uint8)
         >>> layer = CodebookLinear(CodebookTensor(torch.tensor([0.0, -1.0, 2.0, 5.0]), codes, bits=2))
@@ -136,6 +140,11 @@ class CodebookConv2d(nn.Module):
     """A convolution with a :class:`SharedWeight` of shape ``[out, in / groups, height, width]``.
 
     Shape: ``[n, in, h, w]`` → as :class:`torch.nn.Conv2d` with zero padding.
+
+    Args:
+        tensor: the shared weight.
+        bias: ``[out]`` or None.
+        stride, padding, dilation, groups: as of :class:`torch.nn.Conv2d`.
 
     Example:
         >>> codes = torch.tensor([[[[1]], [[2]]]], dtype=torch.uint8)  # 1 × 1, two channels in

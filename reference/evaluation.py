@@ -86,7 +86,7 @@ def token_losses(
         >>> class Clueless(nn.Module):
         ...     def forward(self, input_ids):
         ...         return SimpleNamespace(logits=torch.zeros(*input_ids.shape, 8))
-        >>> losses = token_losses(Clueless(), torch.tensor([0, 3, 1, 2, 7]), window=4, stride=2)
+        >>> losses = token_losses(Clueless(), torch.arange(5), window=4, stride=2)
         >>> [round(nats, 2) for nats in losses.tolist()]  # ln 8, for all tokens but the first
         [2.08, 2.08, 2.08, 2.08]
 
@@ -132,13 +132,18 @@ def perplexity(
     Args:
         model, tokens, window, stride, batch, progress: as :func:`token_losses`.
 
+    Returns:
+        1 or more; the number of equally likely tokens that would surprise as much.
+
+    Raises:
+        ValueError: as :func:`token_losses`.
+
     Example:
         >>> from types import SimpleNamespace
         >>> class Clueless(nn.Module):
         ...     def forward(self, input_ids):
         ...         return SimpleNamespace(logits=torch.zeros(*input_ids.shape, 8))
-        >>> tokens = torch.tensor([0, 3, 1, 2, 7])
-        >>> round(perplexity(Clueless(), tokens, window=4, stride=2), 3)  # eight tokens to choose from
+        >>> round(perplexity(Clueless(), torch.arange(5), window=4, stride=2), 3)  # eight tokens to choose from
         8.0
 
     Chapter: quantization/post_training
@@ -198,22 +203,17 @@ def agreement(model: nn.Module, original: nn.Module, tokens: Tensor, *, window: 
         model, original: as in :func:`token_losses`, on one device.
         tokens: int64 ``[count]``; a tail shorter than ``window`` is left out.
         window: tokens a forward pass.
+        batch: windows at once.
 
     Raises:
         ValueError: the text is shorter than one window.
 
     Example:
-        >>> from types import SimpleNamespace
-        >>> class Fixed(nn.Module):
-        ...     def __init__(self, *logits):
-        ...         super().__init__()
-        ...         self.logits = torch.tensor(logits)
-        ...     def forward(self, input_ids):
-        ...         return SimpleNamespace(logits=self.logits.expand(*input_ids.shape, 2))
-        >>> unsure, certain = Fixed(1e-6, 0.0), Fixed(100.0, 0.0)
-        >>> top1, kl = agreement(unsure, certain, torch.zeros(4, dtype=torch.int64), window=2)
-        >>> top1, round(kl, 3)  # both favour token 0; one bit apart, ln 2
-        (1.0, 0.693)
+        >>> from reference.models import tutorial
+        >>> original, rounded = tutorial.load(), tutorial.load(dtype=torch.bfloat16)
+        >>> top1, kl = agreement(rounded, original, torch.arange(64), window=32)
+        >>> top1 > 0.9, 0 < kl < 0.01
+        (True, True)
 
     Chapter: overview
     """
@@ -278,9 +278,8 @@ def size_on_disk(directory: str | Path) -> dict[str, int]:
         >>> import tempfile
         >>> from safetensors.torch import save_file
         >>> codes, scale = torch.zeros(8, 4, dtype=torch.int32), torch.ones(8, 1)
-        >>> layer = {"up_proj.weight_packed": codes, "up_proj.weight_scale": scale}
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save_file(layer, Path(folder, "model.safetensors"))
+        ...     save_file({"up.weight_packed": codes, "up.weight_scale": scale}, Path(folder, "model.safetensors"))
         ...     sizes = size_on_disk(folder)
         >>> sizes["weights"], sizes["scales"], sizes["total"] > 128 + 32  # the file has a header too
         (128, 32, True)
@@ -296,6 +295,9 @@ def size_on_disk(directory: str | Path) -> dict[str, int]:
 
 def tensor_bytes(directory: str | Path) -> dict[str, int]:
     """Bytes of each tensor of a checkpoint folder, by name, from the files' headers alone.
+
+    Args:
+        directory: a folder of safetensors files.
 
     Raises:
         ValueError: as :func:`size_on_disk`.

@@ -73,6 +73,10 @@ def atomic_directory(target: str | os.PathLike, *, replace: bool = False, needs:
 def check_target(target: str | os.PathLike, *, replace: bool = False) -> None:
     """Refuse a folder that :func:`atomic_directory` could not create, before any work is done for it.
 
+    Args:
+        target: the folder.
+        replace: whether it may hold something.
+
     Raises:
         FileExistsError: ``target`` is a file, lies below one, or holds something and ``replace``
             is not set.
@@ -98,6 +102,13 @@ def check_target(target: str | os.PathLike, *, replace: bool = False) -> None:
 
 def atomic_write(target: str | os.PathLike, data: bytes) -> None:
     """Write ``data`` to ``target`` so that a reader sees the old file or the new one, never a part.
+
+    Args:
+        target: the file; its folder exists.
+        data: what it shall hold.
+
+    Raises:
+        OSError: the folder is not there, full or not writable; nothing is left behind.
 
     Example:
         >>> import tempfile

@@ -62,6 +62,9 @@ class Job:
 
         Args:
             copy: False maps the tensors from the file; memory is taken when they are read.
+
+        Raises:
+            ValueError: the step's file is damaged, by name.
         """
         path = self.path(step)
         if not path.is_file():
@@ -102,6 +105,12 @@ def _forget_pages(path: Path) -> None:
 
 def digest(*parts: bytes | Path | Tensor) -> str:
     """A hash of bytes, files and tensors, in this order.
+
+    Args:
+        parts: tensors count with type and shape, files with their content.
+
+    Returns:
+        32 hexadecimal digits (BLAKE2b, 128 bits).
 
     Example:
         >>> digest(b"weights") == digest(b"wei", b"ghts"), len(digest())

@@ -12,6 +12,9 @@ KERNEL_DEVICES = {"cuda"}
 def kernels_serve(x: Tensor) -> bool:
     """Whether the Triton kernels multiply ``x``: it is 16- or 32-bit floats on a GPU that they compile for.
 
+    Args:
+        x: activations, or another tensor of their type and device.
+
     Example:
         >>> kernels_serve(torch.zeros(1, dtype=torch.int8)), kernels_serve(torch.zeros(1))  # integers; a CPU
         (False, False)

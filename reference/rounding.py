@@ -32,6 +32,12 @@ class Options(NamedTuple):
     """What a solver needs to know beside the grids; see :func:`reference.workflow.quantize`, and
     :func:`reference.pruning.one_shot.prune` for the last two.
 
+    Args:
+        solver: ``"round_to_nearest"``, ``"gptq"``, or a pruner: ``"magnitude"``, ``"wanda"``, ``"sparsegpt"``.
+        activations: how inputs are quantised; None for weights only.
+        damping, act_order, static_groups, scale_dtype: as of :func:`reference.workflow.quantize`.
+        sparsity, pattern: as of :func:`reference.pruning.one_shot.prune`.
+
     Example:
         >>> Options("gptq").damping, Options("gptq").static
         (0.01, False)

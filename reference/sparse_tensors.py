@@ -45,6 +45,9 @@ class SparseTensor:
         positions: int16 ``[out, in / 16]``: column of each kept weight in its four, two bits each,
             the first in the lowest bits.
 
+    Raises:
+        ValueError: types or shapes are others, or the two positions of a four do not ascend.
+
     Source: the pattern is that of NVIDIA's sparse tensor cores (Mishra et al. 2021); the layout is our own.
 
     Example:
@@ -133,6 +136,9 @@ class BlockSparseTensor:
         column: int32 ``[stored]``, block column of each block.
         order: int32 ``[out / size]``, block rows by falling number of blocks.
         columns: ``in``.
+
+    Raises:
+        ValueError: types or shapes are others, or the indices do not describe such a matrix.
 
     Example:
         >>> weight = torch.zeros(4, 6)

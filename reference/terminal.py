@@ -11,6 +11,10 @@ errors = Console(stderr=True)
 class ProgressBar:
     """A progress bar on the terminal's error stream, silent where that is not a terminal.
 
+    Args:
+        label: words before the bar.
+        silent: show nothing.
+
     Example:
         >>> with ProgressBar("blocks", silent=True) as progress:
         ...     squares = [block**2 for block in progress([1, 2, 3])]

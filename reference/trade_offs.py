@@ -145,6 +145,12 @@ def measure(
         texts: token ids ``[count]`` and bytes of UTF-8 of each text, by name.
         window: tokens that the model sees at once; it moves by half.
 
+    Returns:
+        The row; the checkpoint that it weighs is written to a temporary folder.
+
+    Raises:
+        ValueError: a text is shorter than a window, or as :func:`reference.checkpoint.save`.
+
     Example:
         >>> from reference.models import tutorial
         >>> original, model = tutorial.load(), tutorial.load()
@@ -178,6 +184,9 @@ def decode_step(model: PreTrainedModel, batch: int, *, context: int = 32) -> Cal
         batch: sequences.
         context: tokens in the cache.
 
+    Returns:
+        A function without arguments that returns logits ``[batch, 1, vocabulary]``.
+
     Example:
         >>> from reference.models import tutorial
         >>> step = decode_step(tutorial.load(), batch=2, context=4)
@@ -203,6 +212,10 @@ def decode_step(model: PreTrainedModel, batch: int, *, context: int = 32) -> Cal
 
 def execution(model: PreTrainedModel, rows: int) -> str:
     """How the blocks' linear layers multiply ``rows`` rows on this device, in words.
+
+    Args:
+        model: quantised or not.
+        rows: tokens that a layer multiplies at once: sequences when it generates, all tokens when it reads.
 
     Returns:
         ``"float"``, ``"packed int4"``, ``"integer products"`` or ``"unpacked at each call"``.

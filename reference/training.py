@@ -105,6 +105,9 @@ def train(
             processes. Each computes the loss of its own rows (:func:`my_rows`), gradients and the
             yielded loss are means over processes, and the first process writes.
 
+    Returns:
+        A generator of dictionaries: ``step`` taken (from 1), its ``loss``, and the ``rate`` factor of the schedule.
+
     Example:
         >>> model = nn.Linear(1, 1, bias=False)
         >>> model.weight.data.fill_(4.0).item()
@@ -150,6 +153,10 @@ def my_rows(windows: Tensor, accelerator: Accelerator) -> Tensor:
 
     Args:
         windows: ``[batch, length]``, the same in every process.
+        accelerator: knows the processes.
+
+    Returns:
+        int64 ``[batch / processes, length]``: every n-th row, n the number of processes.
 
     Raises:
         ValueError: the processes would not get equally many, and a mean over them would weigh rows unequally.
@@ -169,6 +176,14 @@ def my_rows(windows: Tensor, accelerator: Accelerator) -> Tensor:
 
 def save_state(folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], step: int) -> None:
     """Write weights, optimiser tensors and the step to ``folder`` as safetensors, all at once.
+
+    Args:
+        folder: created, or replaced as a whole.
+        model, optimizers: their parameters and states.
+        step: steps taken so far.
+
+    Raises:
+        OSError: the disk is full or not writable; an older state stays as it was.
 
     Example:
         >>> import os, tempfile
@@ -195,6 +210,13 @@ def save_state(folder: Path, model: nn.Module, optimizers: list[torch.optim.Opti
 
 def load_state(folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> int:
     """Restore what :func:`save_state` wrote, in place; returns the number of steps taken so far.
+
+    Args:
+        folder: of :func:`save_state`.
+        model, optimizers: of the same shapes as those that were saved.
+
+    Raises:
+        FileNotFoundError: the folder lacks a file.
 
     Example:
         >>> import tempfile

@@ -123,6 +123,9 @@ def check(
 ) -> dict[str, QuantizationSpec]:
     """What :func:`quantize` refuses, refused before a long run; weights may be on the meta device.
 
+    Args:
+        model, spec, method, activations, calibration: as :func:`quantize`.
+
     Returns:
         The grid of each layer that will be quantised, by full name.
 

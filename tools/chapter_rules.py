@@ -135,9 +135,12 @@ def quizzes(notebook: Notebook) -> Iterator[str]:
         if "Exercises" in headings(cell, 2):
             break
         if cell["cell_type"] == "markdown":
-            for block in re.findall(
+            blocks = re.findall(
                 r"^(:{4,})\{admonition\} Quick check\n(.*?)^\1$", cell["source"], re.MULTILINE | re.DOTALL
-            ):
+            )
+            if len(blocks) < cell["source"].count("{admonition} Quick check"):
+                yield "a quick check does not begin and end with '::::' on lines of their own"
+            for block in blocks:
                 found += 1
                 if not block[1].startswith(":class: quiz\n") or "\n:::{dropdown} Answer\n" not in block[1]:
                     yield f"a quick check lacks ':class: quiz' or ':::{{dropdown}} Answer': {block[1].strip()[:50]}"

@@ -75,10 +75,21 @@
     }
   };
 
+  const icons = () => {
+    // The theme's switch has a name; the titles of its three icons are not a second one.
+    for (const icon of document.querySelectorAll(".theme-switch-button svg")) {
+      icon.querySelector("title")?.remove();
+      icon.removeAttribute("aria-labelledby");
+      icon.removeAttribute("role");
+      icon.setAttribute("aria-hidden", "true");
+    }
+  };
+
   const keepFocus = () => {
     // The theme takes the focus from its switch, and a reader with a keyboard starts again at the top.
     for (const button of document.querySelectorAll(".theme-switch-button")) {
       button.addEventListener("click", () => setTimeout(() => button.focus()));
+      new MutationObserver(icons).observe(button, { childList: true }); // a script puts the icons there when it likes
     }
   };
 
@@ -86,6 +97,7 @@
     name();
     unname();
     keepFocus();
+    icons();
     tables();
     breaks();
     gallery();

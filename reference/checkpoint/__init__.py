@@ -183,6 +183,12 @@ def load(directory: str | os.PathLike, *, dtype: torch.dtype | None = None) -> P
 def reader(configuration: dict) -> awq.Reader | compressed_tensors.Reader | gptq.Reader:
     """What reads the layers that a ``quantization_config`` describes.
 
+    Args:
+        configuration: the dictionary in config.json.
+
+    Returns:
+        The reader of its ``quant_method``: its ``take`` makes a layer of the tensors of a file.
+
     Raises:
         ValueError: a format that is not known here, or a variant of one.
 

@@ -29,6 +29,9 @@ def configuration(layers: dict[str, nn.Module], float_linears: list[str]) -> dic
         layers: the quantised layers by name.
         float_linears: names of the linear layers left in float.
 
+    Returns:
+        A JSON-ready dictionary.
+
     Raises:
         ValueError: a layer that the format cannot hold, or group sizes that differ, named.
 
@@ -81,6 +84,12 @@ def _weight(layer: nn.Module, name: str) -> QuantizedTensor:
 def interleave(values: Tensor) -> Tensor:
     """Codes ``[rows, out]``, each below 16, as words ``[rows, out / 8]`` in the format's order.
 
+    Args:
+        values: uint8 or int32 ``[rows, out]``, 0 to 15; ``out`` a multiple of 8.
+
+    Returns:
+        int32 ``[rows, out / 8]``: eight codes of 4 bits a word, in the order 0, 2, 4, 6, 1, 3, 5, 7 from the lowest bits.
+
     Example:
         >>> hex(interleave(torch.arange(8, dtype=torch.uint8)[None]).item())  # even codes from the right, then odd
         '0x75316420'
@@ -94,6 +103,10 @@ def interleave(values: Tensor) -> Tensor:
 def deinterleave(words: Tensor, columns: int) -> Tensor:
     """Undo :func:`interleave`: uint8 ``[rows, columns]``.
 
+    Args:
+        words: int32 ``[rows, columns / 8]``.
+        columns: codes a row.
+
     Example:
         >>> deinterleave(torch.tensor([[0x75316420]], dtype=torch.int32), 8)
         tensor([[0, 1, 2, 3, 4, 5, 6, 7]], dtype=torch.uint8)
@@ -106,6 +119,14 @@ def deinterleave(words: Tensor, columns: int) -> Tensor:
 
 def tensors(layer: nn.Module, name: str, configuration: dict) -> dict[str, Tensor]:
     """What the file holds for one layer, by suffix. A symmetric grid has zero points of 8 everywhere.
+
+    Args:
+        layer: a :class:`~reference.layers.QuantizedLinear` of 4 bits.
+        name: what to call it in an error.
+        configuration: of :func:`configuration`; not looked at.
+
+    Returns:
+        ``qweight`` int32 ``[in, out / 8]``, ``qzeros`` int32 ``[groups, out / 8]``, ``scales`` float16 ``[groups, out]``.
 
     Raises:
         ValueError: the layer does not fit the format, by name.

@@ -110,6 +110,15 @@ def _weights(spec: QuantizationSpec) -> dict:
 def tensors(layer: nn.Module, name: str, configuration: dict) -> dict[str, Tensor]:
     """What the file holds for one layer, by suffix.
 
+    Args:
+        layer: a :class:`~reference.layers.QuantizedLinear` or :class:`~reference.layers.Int8Linear`.
+        name: what to call it in an error.
+        configuration: of :func:`configuration`; not looked at.
+
+    Returns:
+        ``weight_packed`` int32 ``[out, words]`` with ``weight_shape`` (or ``weight`` int8 ``[out, in]``), ``weight_scale``
+        ``[out, groups]`` or ``[1]``, and where there are such, ``weight_zero_point`` and ``input_scale``.
+
     Raises:
         ValueError: the layer has a group index, or is affine per tensor: the format has neither.
 

@@ -42,6 +42,9 @@ def configuration(layers: dict[str, nn.Module], float_linears: list[str]) -> dic
         layers: the quantised layers by name.
         float_linears: names of the linear layers left in float.
 
+    Returns:
+        A JSON-ready dictionary.
+
     Raises:
         ValueError: a layer that the format cannot hold, named.
 
@@ -136,6 +139,15 @@ def _kept(names: list[str], left_out: list[str]) -> list[list[str]]:
 
 def tensors(layer: nn.Module, name: str, configuration: dict) -> dict[str, Tensor]:
     """What the file holds for one layer, by suffix.
+
+    Args:
+        layer: a :class:`~reference.layers.QuantizedLinear`.
+        name: what to call it in an error.
+        configuration: of :func:`configuration`; its ``checkpoint_format`` says how zero points are stored.
+
+    Returns:
+        ``qweight`` int32 ``[in · bits / 32, out]``, ``qzeros`` int32 ``[groups, out · bits / 32]``, ``scales`` float16
+        ``[groups, out]``, ``g_idx`` int32 ``[in]``, the group of each input.
 
     Raises:
         ValueError: the layer does not fit the format, by name.

@@ -7,6 +7,11 @@ from torch import Tensor
 def pop(stored: dict[str, Tensor], name: str, suffix: str) -> Tensor:
     """Remove and return the tensor ``suffix`` of the layer ``name``.
 
+    Args:
+        stored: tensors by name; it loses this one.
+        name: of the layer.
+        suffix: of the tensor, such as ``"scales"``.
+
     Raises:
         ValueError: it is not there.
 
@@ -24,6 +29,12 @@ def pop(stored: dict[str, Tensor], name: str, suffix: str) -> Tensor:
 
 def check(name: str, suffix: str, tensor: Tensor, shape: tuple[int, ...], *, floating: bool = False) -> None:
     """Insist on the shape of a tensor from a file, and on floating point or integers.
+
+    Args:
+        name, suffix: of layer and tensor, for the message.
+        tensor: as read.
+        shape: what it should have.
+        floating: whether it should be floating point.
 
     Raises:
         ValueError: the tensor is otherwise, by name.
@@ -47,6 +58,14 @@ def float16_scale(scale: Tensor, name: str, format: str) -> Tensor:
 
     Every bfloat16 number from 2⁻¹⁷ to 65,280 is a float16 number too, so nearly all scales of a
     bfloat16 model pass. The codes were made for the scale as it is: another one is never put in its place.
+
+    Args:
+        scale: any shape and floating-point type.
+        name: of the layer, for the message.
+        format: ``"gptq"`` or ``"awq"``, for the message.
+
+    Returns:
+        float16, of the shape of ``scale``.
 
     Raises:
         ValueError: a scale is no float16 number; the message says how to solve for float16 scales.

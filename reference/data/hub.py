@@ -9,6 +9,14 @@ from pathlib import Path
 class HubText:
     """Where a data set is on the hub, and how its rows become one text.
 
+    Args:
+        path, config: of the data set on the hub.
+        splits: its split for ``"evaluation"`` and ``"calibration"``.
+        files: file of each split, where it has many; else None.
+        column: that holds the text.
+        separator: put between rows.
+        rows: how many are taken, from the first; all if None.
+
     Example:
         >>> DATASETS["wikitext2"].splits, DATASETS["wikitext2"].column
         ({'evaluation': 'test', 'calibration': 'train'}, 'text')
@@ -47,6 +55,9 @@ def read(name: str, part: str, *, source: str | Path | None = None) -> str:
         name: ``"wikitext2"`` or ``"c4"``.
         part: ``"evaluation"`` or ``"calibration"``.
         source: a local copy in the hub's layout; by default the hub itself or its local cache.
+
+    Returns:
+        The rows, joined.
 
     Raises:
         ValueError: unknown name, ``datasets`` is not installed, or the data cannot be reached;

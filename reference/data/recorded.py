@@ -12,6 +12,9 @@ def read(name: str) -> dict:
     Args:
         name: of the result, such as ``"post_training_methods"``.
 
+    Returns:
+        What stands under ``"values"`` in ``book/data/NAME.json``.
+
     Raises:
         FileNotFoundError: there is no result of that name; the message lists those that exist.
 
@@ -61,6 +64,9 @@ def gpu_cases(kernel: str, name: str = "kernels") -> list[dict]:
 
 def about(name: str) -> dict:
     """Device, date, versions and command of a recorded result: all but its values.
+
+    Args:
+        name: of the result.
 
     Raises:
         FileNotFoundError: there is no result of that name.

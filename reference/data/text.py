@@ -56,6 +56,10 @@ def read(name: str, part: str = "evaluation") -> str:
 def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """Token ids of ``text`` without special tokens, int64 ``[tokens]``.
 
+    Args:
+        text: any length.
+        tokenizer: of the model that will read it.
+
     Example:
         >>> from reference.models import tutorial
         >>> encode("def main():", tutorial.tokenizer())  # "def", " main", "():"

@@ -71,6 +71,9 @@ def load(split: str = "train") -> tuple[list[str], Tensor]:
 def documents(split: str = "train") -> list[str]:
     """The document of each passage that :func:`load` returns, such as ``"library/json"``.
 
+    Args:
+        split: "train", "validation" or "test".
+
     Raises:
         ValueError: as :func:`load`.
 

@@ -40,6 +40,9 @@ class TransposedLinear(nn.Linear):
 def linearize(model: nn.Module) -> nn.Module:
     """Exchange every ``Conv1D`` of ``model`` for a :class:`TransposedLinear`, in place.
 
+    Args:
+        model: from transformers.
+
     Returns:
         ``model``, which computes the same.
 

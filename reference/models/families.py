@@ -152,6 +152,9 @@ FAMILIES: dict[str, Family] = {
 def family_of(model: nn.Module) -> Family:
     """The table row of ``model``, by its ``config.model_type``.
 
+    Args:
+        model: from transformers; a task's head on an encoder is passed through.
+
     Raises:
         ValueError: the architecture is not in the table; the message names those that are.
 
@@ -171,6 +174,12 @@ def family_of(model: nn.Module) -> Family:
 def family_of_type(model_type: str) -> Family:
     """The table row of a ``model_type``; see :func:`family_of`.
 
+    Args:
+        model_type: of a config, such as ``"llama"``.
+
+    Raises:
+        ValueError: the architecture is not in the table; the message names those that are.
+
     Example:
         >>> family_of_type("opt").blocks
         'model.decoder.layers'
@@ -189,6 +198,9 @@ def family_of_type(model_type: str) -> Family:
 
 def blocks(model: nn.Module) -> nn.ModuleList:
     """The transformer blocks of ``model``.
+
+    Args:
+        model: an architecture of the table.
 
     Raises:
         ValueError: unknown architecture, or a model class without the usual parts.
@@ -217,6 +229,9 @@ def block_linears(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     Embedding and head are not among them: like every production tool, the book leaves them in
     16 bits.
 
+    Args:
+        model: an architecture of the table.
+
     Example:
         >>> from reference.models import tutorial
         >>> layers = dict(block_linears(tutorial.load()))
@@ -234,6 +249,14 @@ def block_linears(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     """Put ``module`` where ``name`` is in ``model``, in place.
+
+    Args:
+        model: changed in place.
+        name: full name of the module that goes, such as ``"model.layers.0.mlp.up_proj"``.
+        module: the one that comes.
+
+    Raises:
+        AttributeError: ``model`` has no parent of that name.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())

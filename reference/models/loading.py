@@ -57,6 +57,9 @@ def resolve(name: str) -> Path:
 def model_class(folder: Path) -> Any:
     """The transformers class that the folder's config.json names, or AutoModelForCausalLM.
 
+    Args:
+        folder: holds ``config.json``.
+
     Raises:
         ValueError: config.json is damaged, or the architecture is not one of
             :data:`reference.models.families.FAMILIES`.
@@ -81,6 +84,12 @@ def model_class(folder: Path) -> Any:
 
 def load_float(folder: Path) -> PreTrainedModel:
     """Load an unquantised model in the type that it is stored in.
+
+    Args:
+        folder: of :func:`resolve`.
+
+    Returns:
+        The model in evaluation mode; GPT-2's transposed layers are linear ones.
 
     Raises:
         ValueError: no weights, damaged files, unknown architecture or class, or already quantised.
@@ -109,6 +118,9 @@ def load_float(folder: Path) -> PreTrainedModel:
 def float_config(folder: Path) -> PreTrainedConfig:
     """The configuration of an unquantised model.
 
+    Args:
+        folder: of :func:`resolve`.
+
     Raises:
         ValueError: ``config.json`` is damaged, or the model is quantised already.
 
@@ -130,6 +142,9 @@ def float_config(folder: Path) -> PreTrainedConfig:
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     """The folder's tokenizer, or None if it has none.
+
+    Args:
+        folder: of :func:`resolve`.
 
     Raises:
         ValueError: its files are damaged.

@@ -81,6 +81,7 @@ def embed(model: BertModel, token_ids: Tensor, attention_mask: Tensor) -> Tensor
     Args:
         token_ids: int64 ``[sentences, length]``.
         attention_mask: 1 for tokens, 0 for padding, of the same shape.
+        model: of :func:`load`.
 
     Returns:
         ``[sentences, 384]``; the product of two is the cosine of their angle.

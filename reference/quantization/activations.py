@@ -80,6 +80,10 @@ class ActivationSpec:
 def scale_of(absmax: Tensor, spec: ActivationSpec) -> Tensor:
     """The step for values up to ``absmax``, in float32; of zeros it is that of 1e-5.
 
+    Args:
+        absmax: any shape, 0 or more.
+        spec: bits, and whether the codes are restricted.
+
     Example:
         >>> scale_of(torch.tensor([254.0]), ActivationSpec(restricted=True))
         tensor([2.])
@@ -140,6 +144,10 @@ def quantize_activations(x: Tensor, spec: ActivationSpec, scale: Tensor | None =
 
 def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
     """The activations that codes stand for, ``scale · codes``, in the scale's type.
+
+    Args:
+        codes: int8 ``[..., channels]``.
+        scale: ``[..., 1]`` or ``[1]``, as :func:`quantize_activations` gives them.
 
     Example:
         >>> dequantize(torch.tensor([[127, 1]], dtype=torch.int8), torch.tensor([[2.0]]))

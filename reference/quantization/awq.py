@@ -170,6 +170,7 @@ def search_clip(
         samples: every n-th token is looked at, n = tokens // samples; all tokens if None.
         name: what to call the layer in an error.
         total: sum over ranks; each holds other inputs.
+        grid, max_shrink: steps of the full range, and how far it shrinks at most, 0 to below 1.
 
     Returns:
         float32 ``[out, groups, 1]``, the largest magnitude to keep, for :func:`clip`.

@@ -23,6 +23,10 @@ def foldable(previous: nn.Module, linears: Sequence[nn.Module]) -> bool:
     taken. With grouped-query attention the values have fewer channels than the output projection reads:
     several heads share a channel, so no scale of the columns can be moved there.
 
+    Args:
+        previous: a norm or a linear layer.
+        linears: the layers that read its output.
+
     Example:
         >>> foldable(nn.LayerNorm(4), [nn.Linear(4, 3), nn.Linear(4, 8)])
         True

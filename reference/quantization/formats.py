@@ -124,7 +124,7 @@ class NormalFloat4(ElementFormat):
         return torch.tensor(self.magnitudes)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Codes 0 to 15 of the nearest levels; a tie goes to the lower one."""
+        """Codes 0 to 15 of the nearest levels; a tie goes to the lower one, and NaN is a ValueError."""
         if x.isnan().any():
             raise ValueError("x holds NaN, which has no nearest value in the table")
         levels = self.table.to(x.device)
@@ -201,7 +201,7 @@ FORMATS = {
 
 
 def decode_e8m0(codes: Tensor) -> Tensor:
-    """Powers of two ``2^(code − 127)``, float32; code 255 is NaN.
+    """Powers of two ``2^(code − 127)`` of uint8 codes, float32 of their shape; code 255 is NaN.
 
     Source: OCP microscaling formats specification 1.0, section 5.4.1.
 

@@ -120,6 +120,9 @@ def solve(
 ) -> Solution:
     """Codes, grids and loss of GPTQ; see :func:`quantize_layer` for the arguments.
 
+    Raises:
+        TypeError, ValueError: as :func:`quantize_layer`.
+
     Example:
         >>> weight = torch.tensor([[0.0, 0.4, 0.4, 3.0]])  # on a grid of step 1 both 0.4 are nearest to 0
         >>> inputs = torch.tensor([[1.0, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]])  # two channels are always equal

@@ -32,6 +32,9 @@ class HessianAccumulator:
         sum: float64 ``[in_features, in_features]``, the sum of :math:`X^\top X`; on a CPU its upper half.
         sequences: how many sequences went in.
 
+    Raises:
+        ValueError: ``dtype`` is another one.
+
     Example:
         >>> seen = HessianAccumulator(2)
         >>> seen.add(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))  # two tokens, one sequence
@@ -182,6 +185,12 @@ def inverse_factor(
 
 def check(weight: Tensor, hessian: Tensor, damping: float, block_size: int, name: str) -> None:
     """Refuse what no column-by-column solver can use.
+
+    Args:
+        weight: ``[out, in]``.
+        hessian: ``[in, in]``.
+        damping, block_size: as of :func:`reference.quantization.gptq.quantize_layer`.
+        name: what to call the layer in the message.
 
     Raises:
         ValueError: shapes do not match, the Hessian is not finite, negative on its diagonal or zero, or ``damping`` or

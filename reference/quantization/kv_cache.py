@@ -235,6 +235,9 @@ def quantized_cache(config: PreTrainedConfig, spec: CacheSpec) -> Cache:
 def cache_nbytes(cache: Cache) -> int:
     """Bytes that a cache holds now, quantised or not.
 
+    Args:
+        cache: of :func:`quantized_cache`, or a ``DynamicCache`` of transformers.
+
     Example:
         >>> cache = Cache(layers=[QuantizedCacheLayer(CacheSpec(4, residual=0))])
         >>> keys = torch.zeros(1, 1, 64, 32)  # 64 tokens, one head: 2,048 numbers, and as many values

@@ -73,6 +73,11 @@ def quantize_groups(x: Tensor, bits: int, group_size: int) -> Groups:
 def dequantize_groups(groups: Groups, bits: int, group_size: int, dtype: torch.dtype) -> Tensor:
     """``low + scale · code``, ``[..., n]`` in ``dtype``; computed in float32.
 
+    Args:
+        groups: of :func:`quantize_groups`.
+        bits, group_size: as they were given to it.
+        dtype: of the result.
+
     Example:
         >>> groups = quantize_groups(torch.tensor([[0.0, 1.2, 1.9, 3.0]]), bits=2, group_size=4)
         >>> dequantize_groups(groups, 2, 4, torch.float32)

@@ -230,6 +230,9 @@ def add_low_rank(
 def train_scales(model: nn.Module) -> nn.Module:
     """Replace quantised layers by :class:`ScalesLinear`, in place, and freeze everything else.
 
+    Args:
+        model: quantised, for example by :func:`reference.workflow.quantize`.
+
     Returns:
         ``model``.
 

@@ -136,6 +136,9 @@ def prepare(
 def solved(model: nn.Module) -> dict[str, QuantizedTensor]:
     """The tensors of a quantised model's layers by name, as a start for :func:`prepare`.
 
+    Args:
+        model: quantised, for example by :func:`reference.workflow.quantize`.
+
     Example:
         >>> from reference import workflow
         >>> from reference.models import tutorial
@@ -155,6 +158,9 @@ def convert(model: nn.Module) -> nn.Module:
     :class:`TrainedLinear` becomes a :class:`QuantizedLinear` (equal weights, bit for bit) or an
     :class:`Int8Linear` (equal up to the order of a sum). Layers of :mod:`reference.quantization.low_cost`
     are converted as they say.
+
+    Args:
+        model: of :func:`prepare`, or with the layers of :mod:`reference.quantization.low_cost`.
 
     Returns:
         ``model``, in evaluation mode.

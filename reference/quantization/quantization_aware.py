@@ -46,6 +46,10 @@ def straight_through(value: Tensor, x: Tensor) -> Tensor:
 def scale_gradient(x: Tensor, factor: float | Tensor) -> Tensor:
     """``x`` going forward, ``factor`` times its gradient going backward.
 
+    Args:
+        x: any shape.
+        factor: a number, or a tensor that broadcasts over ``x``.
+
     Example:
         >>> x = torch.tensor(2.0, requires_grad=True)
         >>> y = scale_gradient(x, 0.5)
@@ -149,6 +153,9 @@ def lsq(
             which the authors' codes take per channel too. 1 for none.
         mask: see :func:`fake_quantize`.
 
+    Returns:
+        The shape of ``x``.
+
     Raises:
         ValueError: no such mask, or ``factor`` is missing where ``qmax`` is a tensor.
 
@@ -171,6 +178,11 @@ def lsq(
 
 def initial_step(x: Tensor, qmax: int, axis: int | None = None) -> Tensor:
     r"""LSQ's first step, :math:`2\,\langle|x|\rangle/\sqrt{Q_P}`, over all of ``x`` or along ``axis`` (kept).
+
+    Args:
+        x: weights or activations, floating point.
+        qmax: largest code.
+        axis: along which values share a step; None for one step.
 
     Source: Esser et al. 2020, section 2.1.
 
@@ -225,6 +237,9 @@ def pact(x: Tensor, alpha: Tensor, bits: int) -> Tensor:
         x: any shape; what follows a ReLU, say.
         alpha: ``[1]``, positive. It starts large, and needs a decay (L2) that pulls it down.
         bits: 2 to 8.
+
+    Returns:
+        The shape of ``x``.
 
     Raises:
         ValueError: ``bits`` out of range.

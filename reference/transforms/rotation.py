@@ -113,6 +113,9 @@ def rotate(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
 def kurtosis(x: Tensor) -> float:
     r""":math:`\mathbb{E}[(x - \mu)^4] / \sigma^4` over all values: 3 for a normal distribution, large with outliers.
 
+    Args:
+        x: any shape, at least two different values.
+
     Example:
         >>> kurtosis(torch.tensor([-1.0, 1.0])), kurtosis(torch.tensor([0.0] * 99 + [1.0])) > 90  # one outlier
         (1.0, True)

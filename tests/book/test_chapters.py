@@ -92,6 +92,10 @@ BROKEN = {
     "a model of no hub": (replace("Qwen/Qwen3-0.6B", "tutorial"), "names no model on the hub"),
     "one quick check": (replace(f"{QUIZ}\n\n", ""), "two or more"),
     "a quick check without answer": (replace(":::{dropdown} Answer", ":::{note}"), "lacks"),
+    "a quick check inside a line": (
+        replace("::::{admonition} Quick", "So. ::::{admonition} Quick"),
+        "lines of their own",
+    ),
     "no symbols": (replace("| in code |", "| where |"), "table of symbols"),
     "no box": (replace("Differs from the paper", "Note"), "no box"),
     "two exercises": (replace("### Exercise 2", "### Something"), "three to five"),

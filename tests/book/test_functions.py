@@ -2,6 +2,7 @@
 
 import api_pages
 import book_paths
+import chapter_links
 import function_links
 from book_fixtures import good
 
@@ -49,3 +50,10 @@ def test_every_module_is_on_one_api_page():
     pages = [module for modules in api_pages.rooms().values() for module in modules]
     wanted = set(function_links.modules()) - {"reference", *api_pages.SKIPPED}
     assert sorted(pages) == sorted(m for m in wanted if not any(part.startswith("_") for part in m.split(".")))
+
+
+def test_api_pages_link_to_chapters():
+    assert chapter_links.linked("Chapter: part/good") == "Chapter: :doc:`/notebooks/part/good`"
+    assert chapter_links.linked("Chapter: a, b/c") == "Chapter: :doc:`/notebooks/a`, :doc:`/notebooks/b/c`"
+    for line in ("Chapter: none (plumbing)", "A chapter: of words", ""):
+        assert chapter_links.linked(line) == line
