@@ -40,7 +40,7 @@ MOST_ROWS = 256  # of a factor
 class Plan(NamedTuple):
     """How rows of ``left · right`` numbers are rotated: two products of these sizes, or one (``left`` 1).
 
-    ``rows`` are those of a tile where one product does it; ``programs`` are for each multiprocessor.
+    ``rows`` are those of a tile where one product does it; ``warps`` are of a program, ``programs`` for each multiprocessor.
 
     Example:
         >>> plan = plan_for(4096, torch.bfloat16)

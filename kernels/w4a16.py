@@ -73,9 +73,8 @@ class Few(NamedTuple):
     fetches the first 2 KB of each row of the weight into the L2 cache meanwhile.
 
     Example:
-        >>> plan = plan_for(rows=8, outputs=4096, columns=4096, group_size=128, dtype=torch.bfloat16)
-        >>> plan.rows, plan.blocks * BLOCK  # rows of a program, and columns of a turn
-        (8, 512)
+        >>> plan_for(8, 4096, 4096, 128, torch.bfloat16).blocks * BLOCK  # columns of a turn, where x has 8 rows
+        512
 
     Chapter: advanced/kernels
     """
@@ -92,9 +91,8 @@ class OneRow(NamedTuple):
     """How `one_row` works: outputs of a program, runs of 1024 columns a turn, warps, stages.
 
     Example:
-        >>> plan = plan_for(rows=1, outputs=4096, columns=4096, group_size=128, dtype=torch.bfloat16)
-        >>> plan.outputs, plan.runs * RUN  # outputs of a program, and columns of a turn
-        (8, 1024)
+        >>> plan_for(1, 4096, 4096, 128, torch.bfloat16).runs * RUN  # columns of a turn, where x has one row
+        1024
 
     Chapter: advanced/kernels
     """
@@ -193,7 +191,8 @@ def _tile(
 
 
 def plan_for(rows: int, outputs: int, columns: int, group_size: int, dtype: torch.dtype, bits: int = 4) -> Plan:
-    """How to multiply ``rows`` rows of x: the kernel and its settings.
+    """How to multiply ``rows`` rows of x by ``outputs`` rows of W: the kernel and its settings. ``columns`` is K, the
+    other arguments are those of :func:`w4a16`.
 
     Example:
         >>> shape = {"outputs": 4096, "columns": 4096, "group_size": 128, "dtype": torch.bfloat16}

@@ -127,7 +127,7 @@ def _step_4(
 
 
 class Step(NamedTuple):
-    """One kernel of the series, and the sizes that it is compiled with.
+    """One kernel of the series, the sizes that it is compiled with (``constants``), and the warps of a program.
 
     Example:
         >>> [(STEPS[number].outputs, STEPS[number].columns) for number in (1, 4)]

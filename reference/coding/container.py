@@ -52,7 +52,8 @@ Layers = Mapping[str, CodebookTensor | Tensor] | Iterable[tuple[str, CodebookTen
 
 
 class Entry(NamedTuple):
-    """One line of the table of contents.
+    """One line of the table of contents: ``name``; ``kind``, 0 file, 1 shared, 2 raw, 3 lossless; ``dtype`` and
+    ``shape`` of what it holds; first byte (``start``) and bytes (``size``) of its record, and its CRC-32.
 
     Example:
         >>> entry = Entry("fc.weight", 2, torch.float16, (3, 4), start=70, size=24, checksum=0)

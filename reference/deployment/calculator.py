@@ -269,7 +269,7 @@ def checkpoint_bytes(shape: DecoderShape, scheme: Scheme) -> int:
 
 
 class Loss(NamedTuple):
-    """One measurement: ``metric`` before and after, and where it is from (a citation's key, or a recorded result).
+    """One measurement of a ``method``: ``metric`` before and after, and where it is from (a citation's key, or a recorded result).
 
     Example:
         >>> loss = Loss("GPTQ", "perplexity", before=5.0, after=5.5, source="frantar2023gptq")

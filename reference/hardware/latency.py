@@ -17,7 +17,7 @@ Input = TypeVar("Input")
 
 
 class Latency(NamedTuple):
-    """Seconds of one call: the best, the median, and the middle half of the repeats.
+    """Seconds of one call: the best, the median, and the middle half of the repeats, from ``low`` to ``high``.
 
     Example:
         >>> slow, fast = Latency(2.0, 2.5, 2.25, 3.0), Latency(1.0, 1.25, 1.0, 1.5)

@@ -6,6 +6,8 @@ from typing import NamedTuple
 class Limits(NamedTuple):
     """What one multiprocessor has: CUDA C++ programming guide, technical specifications per compute capability.
 
+    Most ``warps`` and ``blocks`` at once; 32-bit ``registers``; bytes of ``shared`` memory, and the most of one block.
+
     Example:
         >>> limits = LIMITS[90]
         >>> limits.registers // (limits.warps * 32)  # registers of a thread where all warps are there
