@@ -23,6 +23,7 @@ html, body { background: #fff !important; height: auto !important; }
   overflow: visible !important; }
 h1 { margin-top: 0 !important; font-size: 2.1rem !important; }
 h1, h2, h3, h4, summary, .sd-summary-title, .admonition-title, dt.sig { break-after: avoid; }
+h2 + p:has(+ .sd-container-fluid) { break-after: avoid; }
 h2 { font-size: 1.6rem !important; } h3 { font-size: 1.3rem !important; }
 p, li, dd { orphans: 2; widows: 2; }
 figure, tr, mjx-container[display="true"], .sd-card-img-top, .cell_output img, svg { break-inside: avoid; }
