@@ -49,7 +49,7 @@ class Tile(NamedTuple):
     stages: int
 
 
-#: By block size: up to 16 rows of x, and more. A column number must arrive before the rows of x that it names can be
+#: Settings by block size, for up to 16 rows of x and for more. A column number must arrive before the rows of x that it names can be
 #: asked for, so a block in flight takes two stages of the compiler's pipeline.
 FEW = {32: Tile(16, 1, 9), 64: Tile(16, 4, 9), 128: Tile(16, 4, 7)}
 MANY = {32: Tile(128, 4, 9), 64: Tile(128, 4, 7), 128: Tile(128, 8, 5)}

@@ -32,7 +32,7 @@ from ._splits import PROGRAMS, splits_for, with_splits
 from ._tile import Tile
 from ._triton import INTERPRETED, jit, round_to, tl, triton
 
-#: One row of a 16-bit dtype with 4 or 8 bits, and few rows: the fastest at 4 and 5 bits on an H200.
+#: One row of a 16-bit dtype with 4 or 8 bits, and few rows; the fastest at 4 and 5 bits on an H200.
 ONE_ROW = Tile(rows=1, outputs=16, columns=512, warps=2, stages=4)
 #: One row otherwise, where `ONE_ROW` would spill registers or is slower: at 5 bits 28 µs and not the 32 µs of
 #: ``book/data/kernels.json``, which was recorded with `ONE_ROW`.

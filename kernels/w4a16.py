@@ -105,7 +105,7 @@ class OneRow(NamedTuple):
 
 Plan = Few | OneRow | Tile
 
-#: The kernels' settings by rows of x and outputs, each up to the number given: the fastest on an H200, with 4 bits in
+#: The kernels' settings by rows of x and outputs, each up to the number given; the fastest on an H200, with 4 bits in
 #: groups of 128 (`benchmarks/tune_kernels.py`).
 FEW_ROWS: list[tuple[int, int, Plan]] = [
     (1, 6144, OneRow(outputs=8, runs=1, warps=2, stages=3)),

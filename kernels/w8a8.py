@@ -26,7 +26,7 @@ from ._checks import FLOATS, check_shape, check_tensors
 from ._scaled import Slim, Square, scaled_product, supports_descriptors
 
 FLOAT32 = (torch.float32,)
-#: Settings by rows of x and outputs, each up to the number given: the fastest on an H200 (`benchmarks/tune_kernels.py`).
+#: Settings by rows of x and outputs, each up to the number given; the fastest on an H200 (`benchmarks/tune_kernels.py`).
 PLANS: list[tuple[int, int, Slim | Square]] = [
     (8, 2**31, Slim(rows=8, outputs=32, columns=128, blocks=4, warps=4, stages=4)),
     (16, 2**31, Slim(rows=16, outputs=32, columns=256, blocks=4, warps=4, stages=3)),

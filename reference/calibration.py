@@ -100,7 +100,7 @@ class _Stop(Exception):
     """Raised in front of the first block, when its arguments are known."""
 
 
-#: One call of a module: its positional and its named arguments.
+#: One call of a module, its positional and its named arguments.
 Call = tuple[tuple, dict]
 
 

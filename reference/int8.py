@@ -13,9 +13,9 @@ from reference.quantization.hadamard import transform
 from reference.quantization.round_to_nearest import quantize_layer
 from reference.tensors import QuantizedTensor
 
-#: Columns whose sum of products cannot leave int32, whatever the codes: (2³¹ − 1) // 128².
+#: Columns whose sum of products cannot leave int32, whatever the codes, which is (2³¹ − 1) // 128².
 MOST_INPUTS = (2**31 - 1) // 128**2
-#: Columns whose sum of products float32 holds exactly: 2²⁴ / 128².
+#: Columns whose sum of products float32 holds exactly, which is 2²⁴ / 128².
 _EXACT_IN_FLOAT = 1024
 
 

@@ -106,7 +106,7 @@ def train(
             yielded loss are means over processes, and the first process writes.
 
     Returns:
-        A generator of dictionaries: ``step`` taken (from 1), its ``loss``, and the ``rate`` factor of the schedule.
+        A generator of dictionaries, each with the ``step`` taken (from 1), its ``loss``, and the ``rate`` factor of the schedule.
 
     Example:
         >>> model = nn.Linear(1, 1, bias=False)

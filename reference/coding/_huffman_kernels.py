@@ -6,7 +6,7 @@ from typing import Any
 import numba
 import numpy as np
 
-#: Bits looked up at once, at most: 2,048 entries of 12 bytes stay in the first-level cache.
+#: Bits looked up at once, at most; 2,048 entries of 12 bytes stay in the first-level cache.
 LOOKUP_BITS = 11
 
 

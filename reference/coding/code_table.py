@@ -87,7 +87,7 @@ def unpack(table: bytes, alphabet: int, group: int) -> tuple[np.ndarray, np.ndar
         group: symbols in a block.
 
     Returns:
-        The used symbols, int64 ``[m]``, and the lengths, uint8 ``[m ** group]``: of a complete code (Kraft's
+        The used symbols, int64 ``[m]``, and the lengths, uint8 ``[m ** group]``, of a complete code (Kraft's
         sum is 1), or of one word of 1 bit.
 
     Raises:

@@ -206,7 +206,7 @@ def purposes(kind: int, body: memoryview, dtype: torch.dtype, shape: tuple[int, 
         dtype, shape: of its tensor.
 
     Returns:
-        Bytes by purpose, adding up to the body: ``raw``; or ``exponents`` and ``rest``; or of a shared
+        Bytes by purpose, adding up to the body, as ``raw``; or ``exponents`` and ``rest``; or of a shared
         weight ``fields``, ``codebook``, ``tables`` (of the Huffman codes, with headers and offsets),
         ``codes``, ``gaps`` and ``fillers``, the part of both payloads that falls to filler entries
         by their number.

@@ -40,7 +40,7 @@ def gpu_cases(kernel: str, name: str = "kernels") -> list[dict]:
         name: of the recorded result.
 
     Returns:
-        One dictionary a case: its sizes and options (``"M"``, ``"N"``, …; whole numbers as int) beside
+        One dictionary a case, its sizes and options (``"M"``, ``"N"``, …; whole numbers as int) beside
         ``"microseconds"`` by call, ``"of_copy"``, ``"tflops"`` and ``"times_faster_than"`` by peer.
 
     Example:

@@ -11,7 +11,7 @@ import torch
 from scipy.special import lambertw
 from torch import Tensor
 
-#: Requests before the first decision. The variance is estimated from them, and the normal limit must be near: with
+#: Requests before the first decision. The variance is estimated from them, and the normal limit must be near, since with
 #: strongly skewed numbers, 20 gave 10 % of wrong verdicts where 5 % were asked for, 50 gave 5 %.
 FIRST = 50
 

@@ -24,7 +24,7 @@ from .load import SILENCE, Answer
 HOST = "127.0.0.1"
 #: What ``transformers serve`` imports beyond transformers, by import name.
 NEEDS = ("compressed_tensors", "fastapi", "openai", "pydantic", "uvicorn")
-#: Cache pages and tokens of a step for the server that batches: enough for sixteen small requests.
+#: Cache pages and tokens of a step for the server that batches; enough for sixteen small requests.
 BATCHING = ("--continuous-batching", "--cb-block-size", "32", "--cb-num-blocks", "128", "--cb-max-batch-tokens", "512")
 
 

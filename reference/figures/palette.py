@@ -12,7 +12,7 @@ PINK, GOLD, SKY = "#CC79A7", "#E69F00", "#56B4E9"
 CYCLE = (BLUE, VERMILION, GREEN, PINK, GOLD, SKY, BLACK)
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 
-#: How a label begins, in small letters → colour and marker. Black crosses are what needs no method: rounding, the smallest weights.
+#: How a label begins, in small letters → colour and marker. Black crosses are what needs no method (rounding, the smallest weights).
 METHODS = {
     "to nearest": (BLACK, "X"),
     "round to nearest": (BLACK, "X"),

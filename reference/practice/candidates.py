@@ -13,7 +13,7 @@ from reference.models.streaming import StreamedModel
 from reference.quantization.activations import ActivationSpec
 from reference.quantization.grid import QuantizationSpec
 
-#: Solvers from cheap to dear: the first looks at no text, the last searches and solves.
+#: Solvers from cheap to dear; the first looks at no text, the last searches and solves.
 METHODS = ("round_to_nearest", "gptq", "awq", "awq+gptq")
 BITS = (3, 4, 8)
 

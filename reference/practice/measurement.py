@@ -25,7 +25,7 @@ from reference.models import loading
 from reference.models.families import family_of_type
 from reference.trade_offs import decode_step
 
-#: Tokens whose differences are averaged before their spread is taken: neighbours are not independent.
+#: Tokens whose differences are averaged before their spread is taken; neighbours are not independent.
 BLOCK = 128
 
 

@@ -22,7 +22,7 @@ def live_units(masks: Sequence[Tensor]) -> list[Tensor]:
             before.
 
     Returns:
-        Bool vectors, one more than layers: inputs, hidden layers, outputs. True where a unit lies on a path.
+        Bool vectors, one more than layers, of the inputs, hidden layers and outputs. True where a unit lies on a path.
 
     Raises:
         ValueError: there are no masks, one is not bool with two dimensions, or neighbours do not fit.

@@ -296,7 +296,7 @@ def quality_of(weight: Tensor, sparsity: float) -> float:
         sparsity: fraction removed, ``0 <= sparsity < 1``.
 
     Returns:
-        A number of standard deviations: half-way between the largest weight removed and the smallest kept. Where
+        A number of standard deviations, half-way between the largest weight removed and the smallest kept. Where
         these two are equal no threshold can divide them, and all that are equal stay.
 
     Raises:

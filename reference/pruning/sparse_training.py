@@ -233,7 +233,7 @@ def mover(
         generators: one a network for SET; None for RigL.
 
     Returns:
-        A function of the step, the state and the gradient of all weights: new masks at the steps of an update,
+        A function of the step, the state and the gradient of all weights that gives new masks at the steps of an update,
         otherwise None. It remembers the masks, so it serves one training.
 
     Raises:

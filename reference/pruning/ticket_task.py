@@ -16,7 +16,7 @@ from reference.models.vision import LeNet300
 from reference.pruning.parallel_training import States, evaluate, stack
 
 STEPS, BATCH, RATE = 1500, 60, 1.2e-3
-#: Fraction of the survivors removed in a round: a fifth, of the output layer a tenth.
+#: Fraction of the survivors removed in a round, a fifth, and of the output layer a tenth.
 FRACTIONS = {"fc1.weight": 0.2, "fc2.weight": 0.2, "fc3.weight": 0.1}
 _TRAINING_SCANS = 1100
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from reference.kernel_choice import kernels_serve
 
-#: Orders of the cores that are tried, smallest first: 2^k times one of them is what can be made.
+#: Orders of the cores that are tried, smallest first; 2^k times one of them is what can be made.
 CORES = (1, 12, 20, 28, 36, 44, 60, 76, 108, 140, 164)
 #: The kernel's rows hold at most 2^17 numbers for each of the core's.
 LARGEST_POWER = 17

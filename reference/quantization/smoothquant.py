@@ -27,7 +27,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-#: The least magnitude of a column, and of a factor: a channel that is always zero has them too.
+#: The least magnitude of a column, and of a factor; a channel that is always zero has them too.
 SMALLEST = 1e-5
 
 

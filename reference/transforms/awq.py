@@ -56,7 +56,7 @@ def scale_block(
         name: what to call the block in an error.
 
     Returns:
-        The outputs of the float block, one for each call: what to call the next block with.
+        The outputs of the float block, one for each call, which are what to call the next block with.
 
     Raises:
         ValueError: as the two searches and :func:`~reference.quantization.channel_scale.fold`; or the block with all

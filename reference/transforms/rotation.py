@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from reference.models.families import Family, blocks, family_of
 from reference.quantization import hadamard
 
-#: Architectures whose blocks are the ones above: RMS norms before each sublayer, no other reader of the stream.
+#: Architectures whose blocks are the ones above; RMS norms before each sublayer, no other reader of the stream.
 SUPPORTED = ("llama", "mistral", "qwen2")
 
 

@@ -51,7 +51,7 @@ def smooth_block(
         name: what to call the block in an error.
 
     Returns:
-        The outputs of the float block, one for each call: what to call the next block with.
+        The outputs of the float block, one for each call, which are what to call the next block with.
 
     Raises:
         ValueError: NaN or infinite activations, or as :func:`~reference.quantization.channel_scale.fold`, by name.
