@@ -291,7 +291,8 @@ def test_the_books_text_is_all_there(whole, book):
     for path, first, last in book:
         text = plain("".join(whole.pages[sheet].extract_text().rpartition("\n")[0] for sheet in range(first, last)))
         article = BeautifulSoup(path.read_text(), "lxml").find("article")
-        for part in article.select(".headerlink, script, style, .download, details.hide > summary"):
+        # Sizes of the copies are filled in once the PDF is there.
+        for part in article.select(".headerlink, script, style, .download, .offline-copy, details.hide > summary"):
             part.decompose()
         for part in article.select("h1, h2, h3, p, summary > .sd-summary-text"):
             if part.find(class_="math") or part.find("a", class_="external") or part.find_parent(class_="book-widget"):
