@@ -5,6 +5,7 @@ is drawn smaller. Every element with a name becomes a destination, so that links
 """
 
 import io
+import json
 from pathlib import Path
 
 from browser import Browser
@@ -126,8 +127,6 @@ def print_page(browser: Browser, path: Path) -> tuple[PdfReader, dict]:
     Raises:
         ValueError: an image of the page is missing.
     """
-    import json
-
     browser.view(WIDTH)
     browser.send(
         "Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": "light"}]
