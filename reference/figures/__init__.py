@@ -5,6 +5,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import NullLocator
 
 STYLE = Path(__file__).with_name("book.mplstyle")
 
@@ -12,6 +14,17 @@ STYLE = Path(__file__).with_name("book.mplstyle")
 def use_style() -> None:
     """Set the book's style for all figures that follow."""
     plt.style.use(STYLE)
+
+
+def plain_numbers(axis: Axis) -> None:
+    """Ticks of a logarithmic axis as people write them: 1, 2 and 5 times powers of ten, or the powers alone if those are too many."""
+    low, high = sorted(axis.get_view_interval())
+    powers = [10.0**power for power in range(-6, 8)]
+    ticks = [base * power for power in powers for base in (1, 2, 5) if low <= base * power <= high]
+    if len(ticks) > 8:
+        ticks = [tick for tick in ticks if tick in powers]
+    axis.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    axis.set_minor_locator(NullLocator())
 
 
 def plotted(axes: Axes) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -5,19 +5,11 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.ticker import NullLocator
 from torch import Tensor
 
+from reference.figures import plain_numbers
+
 MARKERS = ("o", "s", "D", "^")
-
-
-def _decimal(axis: Axis) -> None:
-    """Numbers on a logarithmic axis as people write them."""
-    low, high = sorted(axis.get_view_interval())
-    ticks = [base * 10.0**power for power in range(-6, 5) for base in (1, 2, 5) if low <= base * 10.0**power <= high]
-    axis.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
-    axis.set_minor_locator(NullLocator())
 
 
 def clipping(limits: Sequence[float], errors: Sequence[float], rules: Mapping[str, tuple[float, float]]) -> Axes:
@@ -34,8 +26,8 @@ def clipping(limits: Sequence[float], errors: Sequence[float], rules: Mapping[st
             [limit], [error], MARKERS[number], color=f"C{number}", markersize=7, label=name, linestyle="none"
         )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel="clipping threshold", ylabel="mean square error")
-    _decimal(axes.xaxis)
-    _decimal(axes.yaxis)
+    plain_numbers(axes.xaxis)
+    plain_numbers(axes.yaxis)
     axes.legend(fontsize=9.5)
     return axes
 
@@ -82,7 +74,7 @@ def formats(points: Mapping[str, tuple[float, float]]) -> Axes:
         axes.plot([bits], [loss], MARKERS[number % 4], color=f"C{number % 7}", linestyle="none", label=name)
     axes.set(yscale="log", xlabel="bits stored per weight", ylabel="added loss, nats per token")
     axes.set_xlim(right=max(bits for bits, _ in points.values()) + 1.2)
-    _decimal(axes.yaxis)
+    plain_numbers(axes.yaxis)
     low, high = (math.log(end) for end in axes.get_ylim())
     heights: list[tuple[float, float]] = []  # names of points that lie close together stand one above the other
     for name, (bits, loss) in sorted(points.items(), key=lambda item: item[1][1]):

@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
+from reference.figures import plain_numbers
 from reference.figures.palette import looks
 
 MARKERS = ("o", "s", "D", "^", "v")
@@ -27,10 +28,7 @@ def time_by_rows(
     for bend in bends:
         axes.axvline(bend, color="black", linewidth=0.8, linestyle=":")
     axes.set(xscale="log", yscale="log", xlabel="rows of activations", ylabel="time, microseconds")
-    low, high = axes.get_ylim()
-    times = [base * 10.0**power for power in range(-3, 7) for base in (1, 2, 5) if low <= base * 10.0**power <= high]
-    axes.set_yticks(times, [f"{time:g}" for time in times])
-    axes.yaxis.set_minor_locator(NullLocator())
+    plain_numbers(axes.yaxis)
     ticks = [row for row in rows if float(row).is_integer()][:: max(1, len(rows) // 8)]
     axes.set_xticks(ticks, [f"{int(tick)}" for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())

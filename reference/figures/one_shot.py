@@ -77,9 +77,8 @@ def equal_bytes(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], n
         look["linestyle"] = "none" if number else "-"
         axes.plot(bits, extra, linewidth=1.3, label=label, **look)
         for x, y, name in zip(bits, extra, names[label], strict=True):
-            below = number == 0 or y < float(
-                np.interp(x, places, heights)
-            )  # the names of points keep clear of the line
+            # The names of points keep clear of the line.
+            below = number == 0 or y < np.interp(x, places, heights)
             place, side = ((-6, -13), "right") if below else ((6, 4), "left")
             axes.annotate(name, (x, y), place, textcoords="offset points", fontsize=9, color=look["color"], ha=side)
     axes.set(yscale="log", xlabel="bits stored for a weight", ylabel="extra bits per byte")

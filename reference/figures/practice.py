@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
+from reference.figures import plain_numbers
 from reference.figures.palette import looks
 
 Row = Mapping[str, Any]
@@ -34,7 +35,7 @@ def sweep(rows: Sequence[Row], max_loss: float, max_bytes: float | None = None) 
     if max_bytes is not None:
         axes.axvline(max_bytes / 1e6, color="black", linewidth=1.2, linestyle=":", label="largest size")
     axes.set(yscale="log", xlabel="checkpoint, MB", ylabel="rise of the perplexity, %")
-    _plain(axes)
+    plain_numbers(axes.yaxis)
     axes.legend(fontsize=9.5)
     return axes
 
@@ -52,7 +53,7 @@ def rounds(rows: Sequence[Row], max_loss: float) -> Axes:
         axes.plot(share, [max(100 * row[column], 1e-2) for row in rows], marker=marker, linewidth=1.2, label=label)
     axes.axhline(max_loss, color="black", linewidth=1.2, linestyle="--", label="largest loss")
     axes.set(yscale="log", xlabel="weights of the blocks removed, %", ylabel="rise of the perplexity, %")
-    _plain(axes)
+    plain_numbers(axes.yaxis)
     axes.legend(fontsize=9.5)
     return axes
 
@@ -76,14 +77,3 @@ def kernels(rows: Sequence[Row]) -> Axes:
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.legend(fontsize=9.5)
     return axes
-
-
-def _plain(axes: Axes) -> None:
-    """Numbers on a logarithmic axis as people write them."""
-    low, high = axes.get_ylim()
-    decades = (base * 10.0**power for power in range(-2, 5) for base in (1, 2, 5))
-    ticks = [tick for tick in decades if low <= tick <= high]
-    if len(ticks) > 8:
-        ticks = [tick for tick in ticks if f"{tick:e}".startswith("1.")]
-    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.yaxis.set_minor_formatter(NullFormatter())
