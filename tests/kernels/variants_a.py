@@ -114,9 +114,10 @@ def of_mxfp4() -> Iterator[Variant]:
     aligned = frozenset({"x", "words", "scale", "y", "N", "K", "WORDS", "STRIDE"})
     for plan in (mxfp4.FEW, mxfp4.SOME, mxfp4.MANY):
         constants = {"ROWS": plan.rows, "OUTPUTS": plan.outputs, "COLUMNS": plan.columns}
+        weights = plan.outputs * plan.columns
         yield Variant(
             f"mxfp4 {describe(plan)}", mxfp4._mxfp4, types, constants, aligned, plan.warps, plan.stages,
-            stream=plan.outputs * plan.columns // 2, matrix=WIDE,
+            weights=weights, most_instructions=10.0 if plan.rows <= 16 else 0.0, stream=weights // 2, matrix=WIDE,
         )  # fmt: skip
 
 
