@@ -7,7 +7,7 @@ from itertools import islice
 
 from cases import QUICK_SHAPES, SHAPES, Case
 from cases.w4a16 import case
-from reference.kernels.w4a16 import MANY, PADDED, SOME, Few, OneRow, Plan, Tile
+from reference.kernels.w4a16 import DENSE, MANY, PADDED, SOME, Few, OneRow, Plan, Tile
 
 #: (outputs, blocks, warps, stages) of `few_rows`.
 EIGHT = [
@@ -44,6 +44,8 @@ LARGE = [
     *(Tile(128, 64, 64, 4, 4, splits=splits) for splits in (1, 2)),
     Tile(128, 128, 128, 8, 3),
     Tile(256, 64, 64, 8, 3),
+    DENSE,
+    DENSE._replace(outputs=16),
 ]
 
 
