@@ -191,7 +191,7 @@ def round_together(model: nn.Module) -> nn.Module:
             sizes = [layer.log_step.numel() for layer in layers]
             groups = torch.cat([layer.weight.reshape(-1, spec.group_size) for layer in layers])
             step = torch.cat([layer.log_step.reshape(-1, 1) for layer in layers]).exp()
-            key = spec, step.device
+            key = spec, dtype, mask, step.device
             if key not in factors:  # copied to the device once
                 rows = [layer.factor for layer, size in zip(layers, sizes, strict=True) for _ in range(size)]
                 factors[key] = torch.tensor(rows, device=step.device)[:, None]
