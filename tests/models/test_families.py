@@ -171,6 +171,23 @@ def test_transposed_layers_go_through_the_gptq_format_and_others_say_so(kind: st
     assert torch.equal(output(checkpoint.load(tmp_path / "out")), output(model))
 
 
+@pytest.mark.parametrize("kind", TRANSPOSED)
+def test_transposed_layers_that_stay_in_float_keep_their_weights(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(kind, **CONFIGS[kind] | {"n_inner": 64})
+    model = linearize(transformers.AutoModelForCausalLM.from_config(config).eval())
+    checkpoint.save(model, tmp_path / "float")
+    assert torch.equal(output(checkpoint.load(tmp_path / "float")), output(model))
+    assert torch.equal(output(type(model).from_pretrained(tmp_path / "float").eval()), output(model))
+    first = f"{family_of(model).blocks}.0."
+    workflow.quantize(
+        model, lambda name: None if name.startswith(first) else QuantizationSpec(8, symmetric=True, group_size=16),
+        scale_dtype=torch.float16,
+    )  # fmt: skip
+    checkpoint.save(model, tmp_path / "half", format="gptq")
+    assert torch.equal(output(checkpoint.load(tmp_path / "half")), output(model))
+
+
 def test_an_encoder_below_a_task_head_is_found() -> None:
     config = transformers.BertConfig(**CONFIGS["bert"])
     model = transformers.BertForMaskedLM(config)
