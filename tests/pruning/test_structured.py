@@ -302,6 +302,17 @@ def test_transformers_equal_their_masked_models(make, part):
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.parametrize("make", [llama, bert])
+def test_a_cut_model_can_be_cut_again(make):
+    """BERT's configuration still counts the heads that are gone; its layers do not."""
+    small, _ = pruned_pair(make(), blocks.heads(make()), 0.34)
+    again = blocks.heads(small)
+    assert {group.size for group in again} == {2 if make is llama else 4}
+    smaller, zeros = pruned_pair(small, again, 0.5)
+    ids = torch.randint(0, 50, (2, 9))
+    torch.testing.assert_close(outputs(smaller, ids), outputs(zeros, ids), atol=2e-5, rtol=1e-4)
+
+
 def test_opt_neurons_and_its_heads_are_refused(tmp_path):
     model = opt()
     small, zeros = pruned_pair(model, blocks.neurons(model), 0.5, 8)
