@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -136,6 +137,43 @@ def test_working_memory_counts_what_waits(folder: Path, drawn: list) -> None:
     assert needs["block"] == 4 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 96 + 2 * 64)
     assert needs["activations"] == 12 * 24 * (3 * 64 + 96) * 4
     assert needs["hessian"] == 12 * 96**2
+
+
+UNFIT = {
+    "no such format": ("zip", QuantizationSpec(4, group_size=32), {}),
+    "bits": ("awq", QuantizationSpec(3, group_size=32), {}),
+    "other bits": ("gptq", QuantizationSpec(5, group_size=32), {}),
+    "group index": ("compressed-tensors", QuantizationSpec(4, group_size=32), {"act_order": True, "static_groups": False}),
+    "group index beside awq": ("awq", QuantizationSpec(4, group_size=32), {"act_order": True, "static_groups": False}),
+    "integers": ("gptq", QuantizationSpec(8, symmetric=True), {"activations": ActivationSpec()}),
+    "static integers": ("awq", QuantizationSpec(8, symmetric=True), {"activations": ActivationSpec("static")}),
+    "restricted": ("compressed-tensors", QuantizationSpec(8, symmetric=True), {"activations": ActivationSpec(restricted=True)}),
+    "affine tensor": ("compressed-tensors", QuantizationSpec(4, per_tensor=True), {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_what_the_format_cannot_hold_is_refused_before_the_first_block(
+    folder: Path, drawn: list, tmp_path: Path, case: str
+) -> None:
+    format, spec, options = UNFIT[case]
+    model = workflow.quantize(loading.load_float(folder), spec, method="gptq", calibration=drawn[:1], **options)
+    with pytest.raises(ValueError, match="format is|format holds|can hold|cannot hold|restricted|affine") as late:
+        checkpoint.save(model, tmp_path / "late", format)
+    with pytest.raises(ValueError, match=re.escape(str(late.value))):
+        pipeline.quantize_folder(
+            folder, tmp_path / "early", spec, method="gptq", calibration=drawn[:1], format=format,
+            progress=lambda _: pytest.fail("a block was begun"), **options,
+        )  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+def test_pruned_and_rounded_layers_are_held_against_the_format_too(folder: Path, drawn: list, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="3 bits; the awq format holds 4"):
+        pipeline.prune_folder(
+            folder, tmp_path / "out", 0.5, spec=QuantizationSpec(3), calibration=drawn, format="awq",
+            progress=lambda _: pytest.fail("a block was begun"),
+        )  # fmt: skip
 
 
 def test_a_pattern_of_bits_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
