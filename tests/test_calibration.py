@@ -1,6 +1,7 @@
 """The one-pass walk against the ordinary one, which runs a block again for every group."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -14,13 +15,13 @@ from transformers import (
 )
 
 from reference import workflow
-from reference.calibration import batches, capture, walk, walk_blocks
+from reference.calibration import batches, capture, walk, walk_blocks, warn_of_few_tokens
 from reference.data import text
 from reference.evaluation import token_losses
 from reference.layers import QuantizedLinear
 from reference.models import tutorial
 from reference.models.families import block_linears, blocks, family_of
-from reference.quantization import gptq, grid
+from reference.quantization import CalibrationWarning, gptq, grid
 from reference.quantization.grid import QuantizationSpec
 
 SPEC = QuantizationSpec(3, group_size=16)
@@ -161,6 +162,23 @@ def test_batches_are_windows_of_the_text_drawn_once_each() -> None:
     assert torch.equal(rows, torch.cat(batches(tokens, sequences=50, length=10, batch=8, seed=3)))
     with pytest.raises(ValueError, match="length 101 does not fit"):
         batches(tokens, sequences=1, length=101)
+
+
+def test_every_place_of_the_text_can_be_drawn_and_only_overlaps_are_said() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert batches(torch.arange(12), sequences=1, length=12)[0].tolist() == [list(range(12))]
+        batches(torch.arange(12), sequences=3, length=4)
+    with pytest.warns(CalibrationWarning, match="12 tokens and 3 sequences of 10"):
+        (rows,) = batches(torch.arange(12), sequences=3, length=10)
+    assert sorted(row[0] for row in rows.tolist()) == [0, 1, 2]
+    layers = {"down": torch.nn.Linear(4, 8), "up": torch.nn.Linear(8, 4)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_few_tokens([torch.zeros(2, 4)], layers)
+    for few in ([torch.zeros(1, 7)], None):
+        with pytest.warns(CalibrationWarning, match="fewer than the 8 inputs of up"):
+            warn_of_few_tokens(few, layers)
 
 
 def test_grid_of_a_solved_layer_is_reproduced_by_its_codes() -> None:

@@ -168,7 +168,7 @@ def family_of(model: nn.Module) -> Family:
     """
     config = getattr(model, "config", None)
     family = family_of_type(getattr(config, "model_type", type(model).__name__))
-    if not getattr(config, "do_layer_norm_before", True):  # OPT-350M: the residual reads its norms, as in BERT
+    if family is _OPT and not getattr(config, "do_layer_norm_before", True):  # OPT-350M: norms behind the residual
         return replace(family, scalings=())
     if family is _BERT and hasattr(model, "bert"):  # an encoder below a task's head
         return replace(family, blocks=f"bert.{family.blocks}", embedding=f"bert.{family.embedding}")
