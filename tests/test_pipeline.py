@@ -269,6 +269,17 @@ def test_ranks_share_whole_batches_and_refuse_too_few() -> None:
         Ranks(0, 3).share([1, 2])
 
 
+def test_a_folder_that_does_not_name_its_type_is_streamed_in_the_stored_one(folder: Path, tmp_path: Path) -> None:
+    loading.load_float(folder).to(torch.bfloat16).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config.pop("dtype") == "bfloat16"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    streamed = StreamedModel(tmp_path)
+    streamed.enter("model.layers.0")
+    assert streamed.streams
+    assert {p.dtype for p in streamed.model.parameters()} == {loading.load_float(tmp_path).dtype} == {torch.bfloat16}
+
+
 def test_workflow_needs_a_job_to_stream(folder: Path) -> None:
     streamed = StreamedModel(folder)
     with pytest.raises(ValueError, match="job is None; a streamed model needs one"):
