@@ -47,7 +47,7 @@ def configuration(layers: dict[str, nn.Module], float_linears: list[str]) -> dic
     by_grid: dict[tuple, list[str]] = {}
     for name, layer in layers.items():
         spec, activations = _check(layer, name).spec, _activations(layer, name)
-        key = (*_weights(spec).items(), None if activations is None else tuple(activations.items()))  # type: ignore[arg-type]
+        key = (*_weights(spec).items(), None if activations is None else tuple(activations.items()))
         by_grid.setdefault(key, []).append(name)
     if len(by_grid) > 1 and not all(layer.spec.symmetric for layer in layers.values()):  # type: ignore[union-attr]
         raise ValueError(
