@@ -207,7 +207,7 @@ def agreement(model: nn.Module, original: nn.Module, tokens: Tensor, *, window: 
         batch: windows at once.
 
     Raises:
-        ValueError: the text is shorter than one window.
+        ValueError: the text is shorter than one window, or the vocabularies differ.
 
     Example:
         >>> from reference.models import tutorial
@@ -226,6 +226,10 @@ def agreement(model: nn.Module, original: nn.Module, tokens: Tensor, *, window: 
     for ids in tokens[: count * window].to(device).view(count, window).split(batch):
         ours = model(input_ids=ids).logits.float().log_softmax(-1)
         theirs = original(input_ids=ids).logits.float().log_softmax(-1)
+        if ours.shape != theirs.shape:
+            raise ValueError(
+                f"model predicts {ours.shape[-1]} tokens and original {theirs.shape[-1]}; their predictions do not compare"
+            )
         same += (ours.argmax(-1) == theirs.argmax(-1)).double().sum().item()
         divergence += (theirs.exp() * (theirs - ours)).sum(-1).double().sum().item()
     return Agreement(same / (count * window), divergence / (count * window))
