@@ -94,7 +94,9 @@ def quantize_folder(
     streamed, names = _open(folder, output)
     choose = _by_pattern(spec, bits or {}, skip, names)
     arguments: dict[str, Any] = {"method": method, "activations": activations, "calibration": calibration}
-    workflow.check(streamed.model, choose, **arguments)
+    grids = workflow.check(streamed.model, choose, damping=damping, alpha=alpha, **arguments)
+    moving = act_order and not static_groups and method.endswith("gptq") and spec.group_size is not None
+    checkpoint.check(streamed.model, format, grids, activations=activations, moving=moving)
 
     def solve(**shared: Any) -> dict[str, QuantizationSpec | None]:
         workflow.quantize(
@@ -166,7 +168,8 @@ def prune_folder(
         "pattern": pattern, "method": method, "spec": spec, "calibration": calibration,
         "skip": lambda name: any(fnmatch.fnmatchcase(name, one) for one in skip),
     }  # fmt: skip
-    one_shot.check(streamed.model, sparsity, **arguments)
+    pruned = one_shot.check(streamed.model, sparsity, damping=damping, **arguments)
+    checkpoint.check(streamed.model, format, {name: grid for name, grid in pruned.items() if grid is not None})
 
     def solve(**shared: Any) -> dict[str, QuantizationSpec | None]:
         one_shot.prune(streamed.model, sparsity, damping=damping, **arguments, **shared)

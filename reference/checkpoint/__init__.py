@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -18,6 +19,8 @@ from reference.files import atomic_directory
 from reference.layers import Int8Linear, QuantizedLinear
 from reference.models.conv1d import TRANSPOSED, linearize
 from reference.models.families import replace_module
+from reference.quantization.activations import ActivationSpec
+from reference.quantization.grid import QuantizationSpec
 
 #: Each writes its layers with ``configuration`` and ``tensors`` and reads them with ``Reader``.
 FORMATS = {"compressed-tensors": compressed_tensors, "gptq": gptq, "awq": awq}
@@ -78,11 +81,7 @@ def save(
         config.pop(key, None)
     config.update(architectures=[type(model).__name__], dtype=str(model.dtype).removeprefix("torch."))
     if layers:
-        if format != "gptq" and model.config.model_type in TRANSPOSED:
-            raise ValueError(
-                f"{type(model).__name__} keeps its layers transposed (Conv1D), which loaders of {format} do not quantise; "
-                "write format 'gptq'"
-            )
+        _check_transposed(model, format)
         floats = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
         config["quantization_config"] = FORMATS[format].configuration(dict(layers), floats)
     tensors: dict[str, Tensor] = _float_tensors(model, layers)
@@ -107,6 +106,62 @@ def save(
         if report is not None:
             (folder / REPORT).write_text(json.dumps(report, indent=2, sort_keys=True) + "\n")
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def check(
+    model: PreTrainedModel,
+    format: str,
+    grids: Mapping[str, QuantizationSpec],
+    *,
+    activations: ActivationSpec | None = None,
+    moving: bool = False,
+) -> None:
+    """What :func:`save` refuses of quantised layers, refused before a long run makes them.
+
+    What depends on the weights themselves, a scale that is no float16 number, shows only then.
+
+    Args:
+        model: before it is quantised; weights may be on the meta device.
+        format: one of :data:`FORMATS`.
+        grids: of the layers that will be quantised, by name.
+        activations: whether their inputs will be, too.
+        moving: whether groups will go out of order (act-order without static groups).
+
+    Raises:
+        ValueError: unknown format, or a layer that the format cannot hold, named.
+
+    Example:
+        >>> from reference.models import tutorial
+        >>> model, grids = tutorial.load(), {"model.layers.0.mlp.up_proj": QuantizationSpec(4, group_size=128)}
+        >>> check(model, "awq", grids)
+        >>> check(model, "awq", grids, moving=True)
+        Traceback (most recent call last):
+            ...
+        ValueError: format 'awq' holds no groups out of order (act-order without static groups); write 'gptq'
+
+    Chapter: none (checks)
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format is {format!r}; it may be {', '.join(FORMATS)}")
+    if not grids:
+        return
+    _check_transposed(model, format)
+    if activations is not None and format != "compressed-tensors":
+        raise ValueError(f"format {format!r} holds no layers with quantised inputs; write 'compressed-tensors'")
+    if moving and format != "gptq":
+        raise ValueError(
+            f"format {format!r} holds no groups out of order (act-order without static groups); write 'gptq'"
+        )
+    shapes = {name: model.get_submodule(name).get_parameter("weight").shape for name in grids}
+    FORMATS[format].refuse({name: ((shapes[name][0], shapes[name][1]), grid) for name, grid in grids.items()})
+
+
+def _check_transposed(model: PreTrainedModel, format: str) -> None:
+    if format != "gptq" and model.config.model_type in TRANSPOSED:
+        raise ValueError(
+            f"{type(model).__name__} keeps its layers transposed (Conv1D), which loaders of {format} do not quantise; "
+            "write format 'gptq'"
+        )
 
 
 def _float_tensors(model: PreTrainedModel, layers: dict[str, QuantizedLinear | Int8Linear]) -> dict[str, Tensor]:

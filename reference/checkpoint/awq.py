@@ -10,6 +10,8 @@ AWQ's channel scales are folded into the weights and what comes before them: the
 nothing of them, and any 4-bit weight may be stored, whatever solved it.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -67,18 +69,37 @@ def _weight(layer: nn.Module, name: str) -> QuantizedTensor:
     if not isinstance(layer, QuantizedLinear):
         raise ValueError(f"{name} is {type(layer).__name__}; the awq format holds weights of 4 bits only")
     weight = layer.tensor
-    if weight.spec.bits != 4:
-        raise ValueError(
-            f"{name} has {weight.spec.bits} bits; the awq format holds 4. Write compressed-tensors or gptq"
-        )
     if weight.group_index is not None:
         raise ValueError(f"{name} has groups out of order (act-order), which only the gptq format can hold")
-    if weight.shape[0] % 8:
-        raise ValueError(
-            f"{name} has {weight.shape[0]} outputs; the awq format needs a multiple of 8. Leave the layer in float, "
-            "or write compressed-tensors"
-        )
+    refuse({name: (weight.shape, weight.spec)})
     return weight
+
+
+def refuse(grids: Mapping[str, tuple[tuple[int, int], QuantizationSpec]]) -> None:
+    """Raise for a layer that the format cannot hold; :func:`reference.checkpoint.check` asks before a long run.
+
+    Args:
+        grids: shape ``(out, in)`` and grid of each layer, by name.
+
+    Raises:
+        ValueError: not 4 bits, or outputs in no multiple of 8, by name.
+
+    Example:
+        >>> refuse({"up_proj": ((8, 32), QuantizationSpec(3))})
+        Traceback (most recent call last):
+            ...
+        ValueError: up_proj has 3 bits; the awq format holds 4. Write compressed-tensors or gptq
+
+    Chapter: none (file format)
+    """
+    for name, (shape, spec) in grids.items():
+        if spec.bits != 4:
+            raise ValueError(f"{name} has {spec.bits} bits; the awq format holds 4. Write compressed-tensors or gptq")
+        if shape[0] % 8:
+            raise ValueError(
+                f"{name} has {shape[0]} outputs; the awq format needs a multiple of 8. Leave the layer in float, "
+                "or write compressed-tensors"
+            )
 
 
 def interleave(values: Tensor) -> Tensor:

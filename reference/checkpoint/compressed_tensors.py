@@ -10,6 +10,7 @@ Layers with quantised activations: weights of 8 bits are ``int-quantized``, ``we
 """
 
 import re
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -48,11 +49,7 @@ def configuration(layers: dict[str, nn.Module], float_linears: list[str]) -> dic
         spec, activations = layer.spec, _activations(layer, name)
         key = (*_weights(spec).items(), None if activations is None else tuple(activations.items()))  # type: ignore[arg-type]
         by_grid.setdefault(key, []).append(name)
-    if len(by_grid) > 1 and not all(layer.spec.symmetric for layer in layers.values()):  # type: ignore[union-attr]
-        raise ValueError(
-            "layers have different grids and some are affine: transformers cannot load that mixture; "
-            "make all grids symmetric, or all the same"
-        )
+    refuse({name: (layer.tensor.shape, layer.spec) for name, layer in layers.items()})  # type: ignore[misc]
     groups = {
         f"group_{number}": {
             # One grid for all: name the class, so that fused layers of a server match too.
@@ -73,6 +70,32 @@ def configuration(layers: dict[str, nn.Module], float_linears: list[str]) -> dic
         "ignore": float_linears,
         "kv_cache_scheme": None,
     }
+
+
+def refuse(grids: Mapping[str, tuple[tuple[int, int], QuantizationSpec]]) -> None:
+    """Raise for layers that the format cannot hold; :func:`reference.checkpoint.check` asks before a long run.
+
+    Args:
+        grids: shape ``(out, in)`` and grid of each layer, by name.
+
+    Raises:
+        ValueError: affine grids of several kinds.
+
+    Example:
+        >>> refuse({"q": ((8, 8), QuantizationSpec(4)), "k": ((8, 8), QuantizationSpec(4))})
+        >>> refuse({"q": ((8, 8), QuantizationSpec(4)), "k": ((8, 8), QuantizationSpec(8))})
+        Traceback (most recent call last):
+            ...
+        ValueError: layers have different grids and some are affine: transformers cannot load that mixture; ...
+
+    Chapter: none (file format)
+    """
+    specs = [_weights(spec) for _, spec in grids.values()]
+    if any(spec != specs[0] for spec in specs) and not all(spec["symmetric"] for spec in specs):
+        raise ValueError(
+            "layers have different grids and some are affine: transformers cannot load that mixture; "
+            "make all grids symmetric, or all the same"
+        )
 
 
 def _format(weights: dict, activations: tuple | None) -> str:

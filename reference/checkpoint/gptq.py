@@ -16,6 +16,7 @@ GPTQModel and vLLM read, and any other as version 1, which everything reads. Our
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -85,14 +86,35 @@ def _weight(layer: nn.Module, name: str) -> QuantizedTensor:
     if not isinstance(layer, QuantizedLinear):
         raise ValueError(f"{name} is {type(layer).__name__}; the gptq format holds weights of 2, 3, 4 or 8 bits only")
     weight = layer.tensor
-    if weight.spec.bits not in BITS:
-        raise ValueError(f"{name} has {weight.spec.bits} bits; the gptq format holds 2, 3, 4 and 8")
-    if weight.shape[0] % 32 or weight.shape[1] % 32:
-        raise ValueError(
-            f"{name} is {weight.shape[0]} × {weight.shape[1]}; both sizes must be multiples of 32 in the gptq format. "
-            "Leave the layer in float, or write compressed-tensors"
-        )
+    refuse({name: (weight.shape, weight.spec)})
     return weight
+
+
+def refuse(grids: Mapping[str, tuple[tuple[int, int], QuantizationSpec]]) -> None:
+    """Raise for a layer that the format cannot hold; :func:`reference.checkpoint.check` asks before a long run.
+
+    Args:
+        grids: shape ``(out, in)`` and grid of each layer, by name.
+
+    Raises:
+        ValueError: 5, 6 or 7 bits, or sizes in no multiples of 32, by name.
+
+    Example:
+        >>> refuse({"up_proj": ((32, 64), QuantizationSpec(5))})
+        Traceback (most recent call last):
+            ...
+        ValueError: up_proj has 5 bits; the gptq format holds 2, 3, 4 and 8
+
+    Chapter: none (file format)
+    """
+    for name, (shape, spec) in grids.items():
+        if spec.bits not in BITS:
+            raise ValueError(f"{name} has {spec.bits} bits; the gptq format holds 2, 3, 4 and 8")
+        if shape[0] % 32 or shape[1] % 32:
+            raise ValueError(
+                f"{name} is {shape[0]} × {shape[1]}; both sizes must be multiples of 32 in the gptq format. "
+                "Leave the layer in float, or write compressed-tensors"
+            )
 
 
 def _grid(spec: QuantizationSpec) -> dict:
