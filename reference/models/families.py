@@ -153,7 +153,8 @@ def family_of(model: nn.Module) -> Family:
     """The table row of ``model``, by its ``config.model_type``.
 
     Args:
-        model: from transformers; a task's head on an encoder is passed through.
+        model: from transformers; a task's head on an encoder is passed through. An OPT whose norms stand behind the
+            residual has no ``scalings``.
 
     Raises:
         ValueError: the architecture is not in the table; the message names those that are.
