@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from reference.calibration import Call, capture, walk_blocks, warn_of_few_tokens
 from reference.job import Job
-from reference.models.families import block_linears, family_of
+from reference.models.families import block_linears, blocks, family_of
 from reference.models.streaming import StreamedModel
 from reference.quantization.activations import ActivationSpec
 from reference.quantization.grid import QuantizationSpec, check_weight
@@ -16,7 +16,7 @@ from reference.quantization.hessian import check_damping
 from reference.ranks import ALONE, Ranks
 from reference.rounding import LayerError, Options, Rounding
 from reference.transforms.awq import scale_block
-from reference.transforms.smoothquant import search_alpha, smooth_block
+from reference.transforms.smoothquant import behind_norms, search_alpha, smooth_block
 
 #: A change of the weights that keeps the function, if any, and the solver that rounds them.
 METHODS = ("round_to_nearest", "gptq", "awq", "awq+gptq", "smoothquant", "smoothquant+gptq")
@@ -151,9 +151,11 @@ def check(
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; it may be {', '.join(METHODS)}")
     transform = method.partition("+")[0]
-    if transform in ("awq", "smoothquant") and not family_of(model).scalings:
+    scalings = family_of(model).scalings
+    usable = behind_norms(blocks(model)[0], scalings) if transform == "smoothquant" else scalings
+    if transform in ("awq", "smoothquant") and not usable:
         raise ValueError(
-            f"{type(model).__name__} has no norm that {transform!r} could fold a scale into: the residual reads them too"
+            f"{type(model).__name__} has no norm that {transform!r} could fold a scale into: it has no weights, or the residual reads it too"
         )
     if transform == "smoothquant" and alpha is None and activations is None:
         raise ValueError(
