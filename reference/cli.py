@@ -378,7 +378,7 @@ def _bits_for(pairs: list[str]) -> dict[str, int]:
     found = {}
     for pair in pairs:
         pattern, equals, value = pair.rpartition("=")
-        if not equals or not value.isdigit():
+        if not equals or not value.isdecimal():
             raise ValueError(f"--bits-for is {pair!r}; it should be PATTERN=BITS, such as '*.down_proj=8'")
         found[pattern] = int(value)
     return found

@@ -183,6 +183,6 @@ def prune(
 
 def _pattern(text: str) -> tuple[int, int]:
     kept, colon, group = text.partition(":")
-    if not (colon and kept.isdigit() and group.isdigit() and 1 <= int(kept) <= int(group)):
+    if not (colon and kept.isdecimal() and group.isdecimal() and 1 <= int(kept) <= int(group)):
         raise ValueError(f"--pattern is {text!r}; it may be N:M with 1 <= N <= M, such as 2:4")
     return int(kept), int(group)

@@ -94,7 +94,7 @@ def quantize_folder(
     streamed, names = _open(folder, output)
     choose = _by_pattern(spec, bits or {}, skip, names)
     arguments: dict[str, Any] = {"method": method, "activations": activations, "calibration": calibration}
-    grids = workflow.check(streamed.model, choose, **arguments)
+    grids = workflow.check(streamed.model, choose, damping=damping, alpha=alpha, **arguments)
     moved = method.endswith("gptq") and act_order and not static_groups
     checkpoint.check(streamed.model, grids, format, activations=activations, moved_groups=moved)
 
@@ -168,7 +168,7 @@ def prune_folder(
         "pattern": pattern, "method": method, "spec": spec, "calibration": calibration,
         "skip": lambda name: any(fnmatch.fnmatchcase(name, one) for one in skip),
     }  # fmt: skip
-    grids = one_shot.check(streamed.model, sparsity, **arguments)
+    grids = one_shot.check(streamed.model, sparsity, damping=damping, **arguments)
     checkpoint.check(streamed.model, {name: grid for name, grid in grids.items() if grid is not None}, format)
 
     def solve(**shared: Any) -> dict[str, QuantizationSpec | None]:

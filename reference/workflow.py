@@ -8,14 +8,15 @@ from torch import Tensor, nn
 
 from reference.calibration import Call, capture, walk_blocks, warn_of_few_tokens
 from reference.job import Job
-from reference.models.families import block_linears, family_of
+from reference.models.families import block_linears, blocks, family_of
 from reference.models.streaming import StreamedModel
 from reference.quantization.activations import ActivationSpec
 from reference.quantization.grid import QuantizationSpec, check_weight
+from reference.quantization.hessian import check_damping
 from reference.ranks import ALONE, Ranks
 from reference.rounding import LayerError, Options, Rounding
 from reference.transforms.awq import scale_block
-from reference.transforms.smoothquant import search_alpha, smooth_block
+from reference.transforms.smoothquant import behind_norms, search_alpha, smooth_block
 
 #: A change of the weights that keeps the function, if any, and the solver that rounds them.
 METHODS = ("round_to_nearest", "gptq", "awq", "awq+gptq", "smoothquant", "smoothquant+gptq")
@@ -87,7 +88,9 @@ def quantize(
 
     Chapter: overview, quantization/post_training
     """
-    grids = check(model, spec, method=method, activations=activations, calibration=calibration)
+    grids = check(
+        model, spec, method=method, activations=activations, calibration=calibration, damping=damping, alpha=alpha,
+    )  # fmt: skip
     if streamed and job is None:
         raise ValueError("job is None; a streamed model needs one, to put finished blocks into")
     transform, _, solver = method.rpartition("+")
@@ -120,11 +123,13 @@ def check(
     method: str = "round_to_nearest",
     activations: ActivationSpec | None = None,
     calibration: list[Tensor] | None = None,
+    damping: float = 0.01,
+    alpha: float | None = 0.5,
 ) -> dict[str, QuantizationSpec]:
     """What :func:`quantize` refuses, refused before a long run; weights may be on the meta device.
 
     Args:
-        model, spec, method, activations, calibration: as :func:`quantize`.
+        model, spec, method, activations, calibration, damping, alpha: as :func:`quantize`.
 
     Returns:
         The grid of each layer that will be quantised, by full name.
@@ -145,6 +150,21 @@ def check(
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; it may be {', '.join(METHODS)}")
+    transform = method.partition("+")[0]
+    scalings = family_of(model).scalings
+    usable = behind_norms(blocks(model)[0], scalings) if transform == "smoothquant" else scalings
+    if transform in ("awq", "smoothquant") and not usable:
+        raise ValueError(
+            f"{type(model).__name__} has no norm that {transform!r} could fold a scale into: it has no weights, or the residual reads it too"
+        )
+    if transform == "smoothquant" and alpha is None and activations is None:
+        raise ValueError(
+            "alpha is None; a search compares integer blocks and needs quantised activations (--alpha auto needs --activations)"
+        )
+    if transform == "smoothquant" and alpha is not None and not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha}; it may be 0 (none of the difficulty goes to the weights) to 1 (all)")
+    if method.endswith("gptq"):
+        check_damping(damping)
     chosen = [
         (name, linear, spec(name) if callable(spec) else spec)
         for name, linear in block_linears(model)
@@ -179,8 +199,7 @@ def _search_alpha(
     streamed: StreamedModel | None,
     ranks: Ranks,
 ) -> float:
-    if activations is None:
-        raise ValueError("alpha is None; a search compares integer blocks and needs quantised activations")
+    assert activations is not None
     finished = job.get("alpha") if job else None
     if finished:
         return finished[1]["alpha"]
@@ -207,10 +226,6 @@ def _rescale(
 ) -> None:
     """AWQ's or SmoothQuant's change of every block; each sees what the float blocks before it compute."""
     scalings = family_of(model).scalings
-    if not scalings:
-        raise ValueError(
-            f"{type(model).__name__} has no norm that {transform!r} could fold a scale into: the residual reads them too"
-        )
 
     def visit(path: str, block: nn.Module, calls: list[Call]) -> list[Tensor]:
         finished = job.get(f"{transform}.{path}") if job else None

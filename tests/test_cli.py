@@ -13,7 +13,7 @@ import pytest
 import tiny_models
 import torch
 from command_line import Result
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from reference import checkpoint, cli, evaluation, workflow
 from reference.models import families, loading
@@ -239,6 +239,45 @@ def test_damaged_models_end_with_one_line_and_leave_nothing(
     before = sorted(path.name for path in tmp_path.rglob("*"))
     refused(run("quantize", damaged, *quantize_options(text, tmp_path / "out")), message)
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--format", "awq", "--bits", 3], "q_proj has 3 bits; the awq format holds 4"),
+        (["--format", "awq", "--bits-for", "*.down_proj=8"], "down_proj has 8 bits; the awq format holds 4"),
+        (["--format", "gptq", "--bits", 5], "q_proj has 5 bits; the gptq format holds 2, 3, 4 and 8"),
+        (["--affine", "--bits-for", "*.down_proj=8"], "layers have different grids and some are affine"),
+        (
+            ["--format", "gptq", "--activations", "static"],
+            "has quantised inputs; the gptq format can hold weights only",
+        ),
+        (["--damping", -1], "damping is -1.0; it may be 0 or more and below 1000"),
+        (["--damping", "nan"], "damping is nan; it may be 0 or more and below 1000"),
+        (["--method", "smoothquant", "--alpha", 2], "alpha is 2.0; it may be 0"),
+        (["--method", "smoothquant", "--alpha", "auto"], "--alpha auto needs --activations"),
+        (["--bits-for", "*=²"], "--bits-for is '*=²'; it should be PATTERN=BITS"),
+    ],
+)
+def test_what_the_end_would_refuse_is_refused_before_any_work(
+    run: Callable, model: Path, text: Path, tmp_path: Path, options: list, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setattr(loading, "load_float", lambda folder: pytest.fail("measured first"))
+    monkeypatch.setattr(workflow, "quantize", lambda *_, **__: pytest.fail("solved first"))
+    command = ["quantize", model, *quantize_options(text, tmp_path / "out"), "--method", "gptq"]
+    refused(run(*command, "--calibration", text, "--sequences", 8, *options), message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_transposed_layers_are_refused_before_any_work(
+    run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=32, n_embd=32, n_layer=1, n_head=2)).save_pretrained(
+        tmp_path / "gpt2"
+    )
+    monkeypatch.setattr(workflow, "quantize", lambda *_, **__: pytest.fail("solved first"))
+    command = ["quantize", tmp_path / "gpt2", "--output", tmp_path / "out", "--group-size", 32, "--no-evaluate"]
+    refused(run(*command), "GPT2LMHeadModel keeps its layers transposed (Conv1D)")
 
 
 @pytest.mark.parametrize("command", [["inspect"], ["evaluate"], ["quantize", "--output", "never"]])

@@ -65,7 +65,7 @@ def configuration(layers: dict[str, nn.Module], float_linears: list[str]) -> dic
 def _weight(layer: nn.Module, name: str) -> QuantizedTensor:
     """The weight of a layer that the format can hold."""
     if not isinstance(layer, QuantizedLinear):
-        raise ValueError(f"{name} is {type(layer).__name__}; the awq format holds weights of 4 bits only")
+        raise ValueError(f"{name} has quantised inputs; the awq format can hold weights only. Write compressed-tensors")
     weight = layer.tensor
     if weight.spec.bits != 4:
         raise ValueError(

@@ -83,7 +83,9 @@ def configuration(layers: dict[str, nn.Module], float_linears: list[str]) -> dic
 def _weight(layer: nn.Module, name: str) -> QuantizedTensor:
     """The weight of a layer that the format can hold."""
     if not isinstance(layer, QuantizedLinear):
-        raise ValueError(f"{name} is {type(layer).__name__}; the gptq format holds weights of 2, 3, 4 or 8 bits only")
+        raise ValueError(
+            f"{name} has quantised inputs; the gptq format can hold weights only. Write compressed-tensors"
+        )
     weight = layer.tensor
     if weight.spec.bits not in BITS:
         raise ValueError(f"{name} has {weight.spec.bits} bits; the gptq format holds 2, 3, 4 and 8")

@@ -11,6 +11,7 @@ from reference.models.families import block_linears
 from reference.models.streaming import StreamedModel
 from reference.pruning import magnitude
 from reference.quantization.grid import QuantizationSpec, check_weight
+from reference.quantization.hessian import check_damping
 from reference.ranks import ALONE, Ranks
 from reference.rounding import HESSIAN_SOLVERS, OBSERVERS, LayerError, Options, Rounding
 
@@ -76,7 +77,9 @@ def prune(
 
     Chapter: pruning/one_shot
     """
-    grids = check(model, sparsity, pattern=pattern, method=method, spec=spec, skip=skip, calibration=calibration)
+    grids = check(
+        model, sparsity, pattern=pattern, method=method, spec=spec, skip=skip, calibration=calibration, damping=damping,
+    )  # fmt: skip
     if streamed and job is None:
         raise ValueError("job is None; a streamed model needs one, to put finished blocks into")
     mine = ranks.share(calibration) if calibration and method in OBSERVERS else []
@@ -99,11 +102,12 @@ def check(
     spec: QuantizationSpec | None = None,
     skip: Callable[[str], bool] = lambda name: False,
     calibration: list[Tensor] | None = None,
+    damping: float = 0.01,
 ) -> dict[str, QuantizationSpec | None]:
     """What :func:`prune` refuses, refused before a long run; weights may be on the meta device.
 
     Args:
-        model, sparsity, pattern, method, spec, skip, calibration: as :func:`prune`.
+        model, sparsity, pattern, method, spec, skip, calibration, damping: as :func:`prune`.
 
     Returns:
         ``spec`` for each layer that will be pruned, by full name.
@@ -143,6 +147,8 @@ def check(
         raise ValueError("spec has zero_in_range=False; a removed weight must have a code, so zero must be on the grid")
     if method != "magnitude" and not calibration:
         raise ValueError(f"calibration is empty; method {method!r} needs token batches to calibrate on")
+    if method in HESSIAN_SOLVERS:
+        check_damping(damping)
     found = [(name, linear) for name, linear in block_linears(model) if isinstance(linear, nn.Linear)]
     if not found:
         raise ValueError("the model has no float linear layer to prune; is it quantised already?")

@@ -213,7 +213,27 @@ def check(weight: Tensor, hessian: Tensor, damping: float, block_size: int, name
         raise ValueError(f"hessian of {name} has negative diagonal entries; it is a sum of squares")
     if not hessian.diagonal().any():
         raise ValueError(f"hessian of {name} is zero; no calibration input other than zero has reached this layer")
-    if not 0 <= damping < 1e3:
-        raise ValueError(f"damping is {damping}; it may be 0 or more (0.01 is usual)")
+    check_damping(damping)
     if block_size < 1:
         raise ValueError(f"block_size is {block_size}; it may be 1 or more")
+
+
+def check_damping(damping: float) -> None:
+    """Refuse a share of the diagonal that no solver can use.
+
+    Args:
+        damping: as of :func:`reference.quantization.gptq.quantize_layer`.
+
+    Raises:
+        ValueError: negative, 1000 or more, or NaN.
+
+    Example:
+        >>> check_damping(-0.01)
+        Traceback (most recent call last):
+            ...
+        ValueError: damping is -0.01; it may be 0 or more and below 1000 (0.01 is usual)
+
+    Chapter: none (check)
+    """
+    if not 0 <= damping < 1e3:
+        raise ValueError(f"damping is {damping}; it may be 0 or more and below 1000 (0.01 is usual)")

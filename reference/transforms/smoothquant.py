@@ -68,7 +68,7 @@ def smooth_block(
 
     Chapter: quantization/smoothquant
     """
-    chosen = _behind_norms(block, scalings)
+    chosen = behind_norms(block, scalings)
     outputs, absmax = input_absmax(block, calls, [scaling.linears[0] for scaling in chosen], largest=largest, name=name)
     _smooth(block, chosen, absmax, alpha, name)
     return outputs
@@ -291,8 +291,26 @@ def search_alpha(
     return AlphaSearch(min(means, key=lambda alpha: means[alpha]), means)
 
 
-def _behind_norms(block: nn.Module, scalings: Sequence[Scaling]) -> list[Scaling]:
-    return [scaling for scaling in scalings if block.get_submodule(scaling.previous).get_parameter("weight").ndim == 1]
+def behind_norms(block: nn.Module, scalings: Sequence[Scaling]) -> list[Scaling]:
+    """Those of ``scalings`` that lie behind a norm with weights, which is where SmoothQuant moves channels through.
+
+    Args:
+        block, scalings: as :func:`smooth_block`.
+
+    Example:
+        >>> block = nn.Sequential(nn.LayerNorm(2), nn.Linear(2, 2), nn.LayerNorm(2, elementwise_affine=False), nn.Linear(2, 2))
+        >>> places = [Scaling("0", ("1",), "1"), Scaling("1", ("3",), "3"), Scaling("2", ("3",), "3")]
+        >>> [place.previous for place in behind_norms(block, places)]
+        ['0']
+
+    Chapter: none (look-up)
+    """
+    weights = [getattr(block.get_submodule(scaling.previous), "weight", None) for scaling in scalings]
+    return [
+        scaling
+        for scaling, weight in zip(scalings, weights, strict=True)
+        if isinstance(weight, Tensor) and weight.ndim == 1
+    ]
 
 
 def _smooth(block: nn.Module, scalings: Sequence[Scaling], absmax: dict[str, Tensor], alpha: float, name: str) -> None:
@@ -316,7 +334,7 @@ def _to_integers(
     clip: Callable[[dict[str, Tensor | None]], dict[str, float]] | None = None,
 ) -> None:
     """Smooth a block, if alpha is given, and replace its linear layers; ``absmax`` is of each group's first layer."""
-    scalings = _behind_norms(block, family.scalings)
+    scalings = behind_norms(block, family.scalings)
     if alpha is not None:
         _smooth(block, scalings, absmax, alpha, name)
     scales: dict[str, Tensor | None] = {group[0]: None for group in family.sublayers}

@@ -209,6 +209,18 @@ def test_opt_with_norms_behind_the_residual_is_not_rescaled(method: str) -> None
     assert (output(model) - expected).norm() < 0.1 * expected.norm()
 
 
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore::reference.quantization.CalibrationWarning")
+def test_opt_whose_norms_have_no_weights_is_not_smoothed_but_awq_finds_other_places() -> None:
+    """Galactica: OPT without biases and without weights in its norms."""
+    model = tiny("opt", layer_norm_elementwise_affine=False, enable_bias=False)
+    expected = output(model)
+    with pytest.raises(ValueError, match="OPTForCausalLM has no norm that 'smoothquant' could fold a scale into"):
+        workflow.quantize(model, QuantizationSpec(8, group_size=16), method="smoothquant", calibration=[IDS])
+    workflow.quantize(model, QuantizationSpec(8, group_size=16), method="awq", calibration=[IDS])
+    assert 0 < (output(model) - expected).norm() < 0.1 * expected.norm()
+
+
 def test_an_unknown_architecture_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="architecture 'mamba' is not known here; supported are bert, gemma, gemma2"):
         family_of_type("mamba")

@@ -91,7 +91,7 @@ def test_an_opt_with_its_norms_behind_the_residual_keeps_its_function() -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
     assert torch.equal(outputs(smoothed(model, 0.5)), outputs(model))
-    with pytest.raises(ValueError, match="the residual reads them too"):
+    with pytest.raises(ValueError, match="the residual reads it too"):
         workflow.quantize(copy.deepcopy(model), smoothquant.W8, method="smoothquant", calibration=BATCHES)
     found = quantize_integer(copy.deepcopy(model), BATCHES, alpha=0.5)
     assert all(layer.channel_scale is not None for _, layer in block_linears(found))  # the layers divide
