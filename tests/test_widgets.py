@@ -49,6 +49,26 @@ def test_the_page_computes_what_python_does() -> None:
     assert fits == {True, False}
 
 
+@pytest.mark.skipif(NODE is None, reason="there is no node to run the page's words in")
+def test_large_numbers_are_written_out() -> None:
+    """5 TB of caches and thousands of tokens a second are within the sliders."""
+    code = f"{script('calculator')}\nconsole.log(JSON.stringify([bytesText(5.497e12), bytesText(4.2e9), "
+    code += "secondsText(0.99999), secondsText(12345), secondsText(2e-5)]));"
+    done = subprocess.run([NODE, "-"], input=code, capture_output=True, text=True, timeout=120)
+    assert json.loads(done.stdout) == ["5,500 GB", "4.20 GB", "1,000 ms", "12,300 s", "20.0 µs"]
+    data = {"data": deployment.calculator_data(), "grid": GRID}
+    code = f"{script('calculator')}\nconst d = {json.dumps(data)};\nconst said = [];\n"
+    code += "element = (tag, attributes, ...children) => ({ append() {}, text: children.map((c) => c.text ?? c).join('') });\n"
+    code += "const place = { replaceChildren: (...parts) => said.push(parts[1].text) };\n"
+    code += "for (const chosen of d.grid) show(place, d.data, chosen);\nconsole.log(JSON.stringify(said));"
+    done = subprocess.run([NODE, "-"], input=code, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert len(said) == len(GRID)
+    assert all("tokens/s in all" in words for words in said)
+    assert [words for words in said if re.search(r"\de[+-]\d|NaN|undefined|Infinity", words)] == []
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no browser to load the page in")
 @pytest.mark.parametrize("theme", ["", 'data-theme="light"', 'data-theme="dark"'])
 def test_the_calculator_fills_itself_in_a_browser(tmp_path, theme) -> None:

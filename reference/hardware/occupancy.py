@@ -31,6 +31,8 @@ LIMITS = {
     90: Limits(64, 32, 65_536, 228 * 1024, 227 * 1024),
 }
 RESERVED, REGISTER_UNIT = 1024, 256
+#: A multiprocessor has four schedulers, each with its own warps and a quarter of the registers.
+QUARTERS = 4
 
 
 class Occupancy(NamedTuple):
@@ -65,7 +67,8 @@ def occupancy(capability: int, *, warps: int, registers: int, shared: int) -> Oc
     Raises:
         ValueError: an unknown capability, or a count below what a kernel can have.
 
-    Source: CUDA C++ programming guide; registers are given out to a warp 256 at a time.
+    Source: CUDA C++ programming guide; registers are given out to a warp 256 at a time, out of the quarter that it lives in
+    (``cuda_occupancy.h`` of the CUDA toolkit).
 
     Example:
         >>> occupancy(90, warps=4, registers=128, shared=64 * 1024)  # three blocks of 64 + 1 KiB in 228
@@ -84,7 +87,7 @@ def occupancy(capability: int, *, warps: int, registers: int, shared: int) -> Oc
     room = {
         "warps": limits.warps // warps,
         "blocks": limits.blocks,
-        "registers": limits.registers // per_warp // warps,
+        "registers": limits.registers // QUARTERS // per_warp * QUARTERS // warps,
         "shared memory": limits.shared // (shared + RESERVED) if shared <= limits.shared_per_block else 0,
     }
     limit = min(room, key=lambda name: room[name])

@@ -173,10 +173,14 @@ def test_losses_have_a_source_and_grow_with_fewer_bits() -> None:
 
 def test_the_throughput_is_the_sum_of_all_its_steps() -> None:
     shape, scheme, card = MODELS["Llama-3-8B"], SCHEMES["W4A16"], device("A100 80GB SXM")
-    steps = [step_seconds(shape, scheme, card, batch=8, context=100 + n) for n in range(41)]
-    seconds_ = prefill_seconds(shape, scheme, card, batch=8, prompt=100) + sum(steps)
-    found = calculator.throughput(shape, scheme, card, batch=8, prompt=100, answer=41)
-    assert found == pytest.approx(8 * 41 / seconds_, rel=1e-12)
+    reading = prefill_seconds(shape, scheme, card, batch=8, prompt=100)  # which gives the first token
+    steps = [step_seconds(shape, scheme, card, batch=8, context=100 + n) for n in range(1, 42)]
+    found = calculator.throughput(shape, scheme, card, batch=8, prompt=100, answer=42)
+    assert found == pytest.approx(8 * 42 / (reading + sum(steps)), rel=1e-12)
+    one = calculator.throughput(shape, scheme, card, batch=8, prompt=100, answer=1)
+    assert one == pytest.approx(8 / reading, rel=1e-12)
+    odd = calculator.throughput(shape, scheme, card, batch=8, prompt=100, answer=41)
+    assert 8 * 41 / (reading + sum(steps[:-1])) <= odd < found * 1.001
 
 
 def test_nothing_published_is_faster_than_the_bound() -> None:

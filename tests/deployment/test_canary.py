@@ -96,3 +96,15 @@ def test_equal_models_are_promoted_below_a_positive_limit():
 def test_wrong_arguments_are_named(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}"):
         gate(**{"differences": torch.zeros(30), "limit": 0.0} | wrong)
+
+
+def test_rare_failures_need_more_requests_before_the_first_decision():
+    """What the docstring warns of: fifty requests without a failure have no spread, and look certain."""
+    generator = torch.Generator().manual_seed(0)
+    streams = [(torch.rand(2000, generator=generator) < 0.02).double() for _ in range(300)]
+    promoted = [
+        sum(gate(stream, limit=0.005, first=first).verdict == "promote" for stream in streams) / len(streams)
+        for first in (50, 400)
+    ]
+    assert promoted[0] == pytest.approx(0.98**50, abs=0.08)
+    assert promoted[1] < 0.05

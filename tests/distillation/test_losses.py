@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
-from reference.distillation.losses import logits_loss
+from reference.distillation.losses import attention_loss, hidden_loss, logits_loss
 
 LOGITS = arrays.arrays(np.float64, (3, 5), elements=st.floats(-20, 20))
 TEMPERATURES = st.floats(0.5, 20)
@@ -107,3 +107,12 @@ def test_temperature_must_be_positive(temperature: float) -> None:
 def test_shapes_must_agree() -> None:
     with pytest.raises(ValueError, match="shape"):
         logits_loss(torch.zeros(1, 2), torch.zeros(1, 3))
+
+
+def test_no_position_is_refused_with_and_without_a_mask() -> None:
+    nothing = torch.zeros(0, 4)
+    for loss in (logits_loss, hidden_loss):
+        with pytest.raises(ValueError, match="no position"):
+            loss(nothing, nothing)
+    with pytest.raises(ValueError, match="no position"):
+        attention_loss(torch.zeros(0, 2, 3, 3), torch.zeros(0, 2, 3, 3))

@@ -102,6 +102,22 @@ def test_greedy_is_feasible_and_never_better(problem, budget: int) -> None:
     assert point.size == sum(row[i] for row, i in zip(sizes, point.choices, strict=True))
 
 
+@given(problems())
+def test_greedy_is_optimal_where_the_budget_is_a_corner_of_the_hull(problem) -> None:
+    points = frontier(*problem)
+    for i, corner in enumerate(points):
+        before = [(corner.cost - p.cost) / (corner.size - p.size) for p in points[:i]]
+        after = [(p.cost - corner.cost) / (p.size - corner.size) for p in points[i + 1 :]]
+        if not before or not after or max(before) < min(after) * (1 + 1e-9):
+            assert greedy(*problem, corner.size).cost == pytest.approx(corner.cost)
+
+
+def test_greedy_that_ends_on_a_corner_with_bytes_left_can_miss_the_optimum() -> None:
+    costs, sizes = [[10.0, 0.0], [12.0, 0.0]], [[0, 3], [0, 4]]
+    assert greedy(costs, sizes, 4)[:2] == (3, 12.0)  # a corner of the hull
+    assert within(frontier(costs, sizes), 4)[:2] == (4, 10.0)
+
+
 def test_greedy_can_miss_the_optimum() -> None:
     costs, sizes = [[10, 0], [6, 0], [6, 0]], [[0, 6], [0, 5], [0, 5]]
     assert greedy(costs, sizes, 10).cost == 12

@@ -18,6 +18,11 @@ def data(count: int = 60, width: int = 5) -> tuple[Tensor, Tensor, Tensor]:
     return x, small, large
 
 
+def test_one_token_does_not_repeat() -> None:
+    found = routing.features(torch.tensor([[1.0], [3.0]]), torch.tensor([[1], [0]]))
+    assert found.tolist() == [[3.0, 0.0], [1.0, 0.0]]
+
+
 @pytest.mark.parametrize("penalty", [0.1, 10.0])
 def test_is_ridge_regression_on_standardised_features(penalty: float) -> None:
     x, small, large = data()

@@ -190,3 +190,14 @@ def test_the_cut_lets_the_share_pass(scores: list[float], capacity: float) -> No
 def test_wrong_arguments_are_named(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_16_bit_model_picks_the_tokens_that_reach_the_threshold() -> None:
+    """A threshold between two neighbouring numbers of bfloat16 is none of them: comparing in bfloat16 rounds it down."""
+    router = nn.Linear(1, 1).bfloat16()
+    router.weight.data.fill_(1.0)
+    router.bias.data.fill_(0.0)
+    layer = TokenSkippingMLP(nn.Identity(), router, capacity=0.5).eval()
+    scores = torch.tensor([1.0, 1.0078125], dtype=torch.bfloat16)
+    layer.threshold.copy_(cut_at(scores.float(), 0.5))
+    assert (layer(scores.view(1, 2, 1)) != 0).flatten().tolist() == [False, True]

@@ -14,6 +14,12 @@ from reference.hardware.occupancy import Occupancy, occupancy
         (90, 4, 32, 0, Occupancy(16, 64, 1.0, "warps")),
         # 33 registers are given out as 40: 1,280 a warp, 51 warps, twelve blocks of four.
         (90, 4, 33, 0, Occupancy(12, 48, 0.75, "registers")),
+        # 12 of them fit each of the four quarters; 51 in all would be 25 blocks of two.
+        (90, 2, 40, 0, Occupancy(24, 48, 0.75, "registers")),
+        # 168 registers: 5,376 a warp, three fit a quarter's 16,384: six blocks of two.
+        (80, 2, 168, 0, Occupancy(6, 12, 0.1875, "registers")),
+        # 104: 3,328 a warp, four in a quarter. 19 in all would be nine blocks of two, and 19 of one.
+        (89, 1, 104, 0, Occupancy(16, 16, 1 / 3, "registers")),
         # 48 KiB and the reserved one: four fit 228 KiB, three 164.
         (90, 4, 64, 49_152, Occupancy(4, 16, 0.25, "shared memory")),
         (80, 4, 64, 49_152, Occupancy(3, 12, 0.1875, "shared memory")),

@@ -56,14 +56,19 @@ function estimate(data, chosen) {
   return { weights, cache, activations, capacity: device.memory, prefill, step };
 }
 
-// Three significant digits and a prefix, for bytes and for seconds.
+// Three significant digits, never with an exponent; a prefix for bytes and for seconds.
+function three(number) {
+  const text = number.toPrecision(3);
+  return text.includes("e") ? Number(text).toLocaleString("en-US") : text;
+}
+
 function bytesText(bytes) {
-  return bytes >= 1e9 ? `${(bytes / 1e9).toPrecision(3)} GB` : `${(bytes / 1e6).toPrecision(3)} MB`;
+  return bytes >= 1e9 ? `${three(bytes / 1e9)} GB` : `${three(bytes / 1e6)} MB`;
 }
 
 function secondsText(seconds) {
-  if (seconds >= 1) return `${seconds.toPrecision(3)} s`;
-  return seconds >= 1e-3 ? `${(seconds * 1e3).toPrecision(3)} ms` : `${(seconds * 1e6).toPrecision(3)} µs`;
+  if (seconds >= 1) return `${three(seconds)} s`;
+  return seconds >= 1e-3 ? `${three(seconds * 1e3)} ms` : `${three(seconds * 1e6)} µs`;
 }
 
 function bar(parts, capacity, width) {
@@ -98,7 +103,7 @@ function show(place, data, chosen) {
     line("of it", ...share("--w-blue", `weights ${bytesText(found.weights)} `), ...share("--w-orange", `cache ${bytesText(found.cache)} `),
       ...share("--w-green", `activations ${bytesText(found.activations)}`)),
     line("prompts read in", found.prefill === null ? "unknown: no rate for this arithmetic" : `at least ${secondsText(found.prefill)}`),
-    line("a token takes", `at least ${secondsText(found.step)}: at most ${(chosen.batch / found.step).toPrecision(3)} tokens/s in all, ${(1 / found.step).toPrecision(3)} for each sequence`),
+    line("a token takes", `at least ${secondsText(found.step)}: at most ${three(chosen.batch / found.step)} tokens/s in all, ${three(1 / found.step)} for each sequence`),
     line("loss", loss),
   ];
   const parts = [["--w-blue", found.weights], ["--w-orange", found.cache], ["--w-green", found.activations]];
