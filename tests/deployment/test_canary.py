@@ -86,6 +86,7 @@ def test_no_verdict_before_the_first_look():
 
 
 def test_equal_models_are_promoted_below_a_positive_limit():
+    assert gate(torch.zeros(60), 0.0).verdict == "undecided"  # at the limit, neither below nor above
     assert gate(torch.zeros(60), 0.01) == ("promote", FIRST, 0.0, 0.0, 0.0)
 
 
