@@ -80,7 +80,8 @@ def test_an_estimate_is_made_of_the_parts_it_names() -> None:
     assert found.memory.cache == cache_bytes(shape, 16, 4096, 16)
     assert found.tokens_per_second == tokens_per_second(shape, scheme, card, batch=16, context=4096)
     assert found.fits
-    assert not estimate(shape, scheme, card, batch=16, context=4096, capacity=10e9).fits
+    for capacity, fits in ((found.memory.total, True), (found.memory.total * (1 - 1e-9), False), (10e9, False)):
+        assert estimate(shape, scheme, card, batch=16, context=4096, capacity=capacity).fits == fits
     assert estimate(shape, scheme, device("Snapdragon 8 Gen 3"), batch=1, context=16).fits, "its memory is not known"
 
 
@@ -177,6 +178,8 @@ def test_the_throughput_is_the_sum_of_all_its_steps() -> None:
     seconds_ = prefill_seconds(shape, scheme, card, batch=8, prompt=100) + sum(steps)
     found = calculator.throughput(shape, scheme, card, batch=8, prompt=100, answer=41)
     assert found == pytest.approx(8 * 41 / seconds_, rel=1e-12)
+    one = calculator.throughput(shape, scheme, card, batch=8, prompt=100, answer=1)
+    assert one == pytest.approx(8 / (prefill_seconds(shape, scheme, card, batch=8, prompt=100) + steps[0]), rel=1e-12)
 
 
 def test_nothing_published_is_faster_than_the_bound() -> None:
