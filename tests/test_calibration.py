@@ -5,15 +5,22 @@ import warnings
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from reference import workflow
-from reference.calibration import batches, walk, warn_of_few_tokens
+from reference.calibration import batches, capture, walk, walk_blocks, warn_of_few_tokens
 from reference.data import text
 from reference.evaluation import token_losses
 from reference.layers import QuantizedLinear
 from reference.models import tutorial
-from reference.models.families import block_linears, family_of
+from reference.models.families import block_linears, blocks, family_of
 from reference.quantization import CalibrationWarning, gptq, grid
 from reference.quantization.grid import QuantizationSpec
 
@@ -91,6 +98,45 @@ def test_each_block_runs_once_a_batch_and_blocks_finish_in_order() -> None:
     walk(model, inputs, observe=lambda *_: None, solve=lambda _: {}, finish=finished.append)
     assert runs == [0] * 4 + [1] * 4 + [2] * 4
     assert finished == [f"model.layers.{i}" for i in range(3)]
+
+
+def sliding() -> Gemma2ForCausalLM:
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, sliding_window=4, attn_implementation="eager", initializer_range=0.2,
+    )  # fmt: skip
+    return Gemma2ForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("make", [llama, opt, sliding])
+def test_every_block_is_called_as_the_model_calls_it(make) -> None:
+    # Gemma 2 is the case: its blocks take turns between a window of four tokens and all tokens.
+    model, ids = make(), torch.randint(0, 64, (2, 16))
+    expected = model(ids, output_hidden_states=True).hidden_states
+    found = []
+
+    def visit(_: str, block: torch.nn.Module, calls: list) -> list[torch.Tensor]:
+        assert torch.equal(calls[0][0][0], expected[len(found)])
+        found.append(capture(block, calls, ())[0])
+        return found[-1]
+
+    walk_blocks(model, [ids], visit)
+    assert len(found) == model.config.num_hidden_layers
+    assert not any("forward" in vars(block) for block in blocks(model))
+
+
+def test_calibration_runs_in_evaluation_mode_and_leaves_the_mode_alone() -> None:
+    model, inputs = opt(), [torch.randint(0, 64, (2, 16))]
+    seen: dict[bool, list[torch.Tensor]] = {False: [], True: []}
+    for training in seen:  # with dropout of a tenth, and layers dropped
+        model.train(training)
+        model.model.decoder.layerdrop = 0.5
+        state = torch.get_rng_state()
+        walk(model, inputs, observe=lambda _, x, to=seen[training]: to.append(x), solve=lambda _: {})
+        assert torch.equal(torch.get_rng_state(), state)
+        assert all(module.training is training for module in model.modules())
+    assert all(torch.equal(ours, other) for ours, other in zip(*seen.values(), strict=True))
 
 
 def test_hooks_are_gone_and_weights_untouched_after_an_error() -> None:

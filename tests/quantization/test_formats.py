@@ -47,6 +47,13 @@ def test_codes_are_the_nearest_values(element, numbers) -> None:
     assert torch.equal(found, nearest)
 
 
+@pytest.mark.parametrize("element", ELEMENTS, ids=lambda element: element.name)
+def test_what_lies_beyond_the_table_takes_its_end(element) -> None:
+    x = torch.tensor([1e30, torch.inf, -1e30, -torch.inf])
+    largest = element.magnitudes[-1]
+    assert element.decode(element.encode(x)).tolist() == [largest, largest, -largest, -largest]
+
+
 @given(st.sampled_from(ELEMENTS[:-1]))
 def test_ties_go_to_the_even_code(element) -> None:
     values = torch.tensor(element.magnitudes, dtype=torch.float64)

@@ -62,6 +62,18 @@ def test_scales_train_and_codes_stay() -> None:
         assert layer.tensor.scale.dtype == torch.float16
 
 
+def test_scales_of_a_bfloat16_layer_with_a_bias_train() -> None:
+    linear = nn.Linear(32, 4, dtype=torch.bfloat16)
+    layer = ScalesLinear(quantize_layer(linear.weight, SPEC), linear.bias)
+    x = torch.ones(2, 32, dtype=torch.bfloat16)
+    y = layer(x)
+    y.sum().backward()
+    assert layer.log_step.grad is not None
+    assert layer.bias is not None
+    assert layer.bias.grad is not None
+    assert torch.equal(layer.converted()(x), y)
+
+
 def test_gradient_of_a_scale_is_exact() -> None:
     """Linear in the scale, so finite differences hold: no estimator."""
     layer = ScalesLinear(quantize_layer(torch.randn(4, 32), SPEC, scale_dtype=torch.float32)).double()

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from reference import workflow
 from reference.layers import Int8Linear, QuantizedLinear
@@ -153,6 +153,36 @@ def test_gradient_factors_are_those_of_the_paper() -> None:
         assert found.input_factor == pytest.approx((32 * highest) ** -0.5)
         plain = TrainedLinear(linear, start, activations=inputs, scaled=False)
         assert plain.factor == plain.input_factor == 1
+
+
+def test_layers_whose_steps_are_stored_in_other_types_are_rounded_together_too() -> None:
+    def model() -> LlamaForCausalLM:
+        made = tiny()
+        made.model.layers[0].mlp.up_proj.weight.data.mul_(1e-6)  # beyond float16: steps in bfloat16
+        return prepare(made, SPECS["symmetric groups"])
+
+    one, other = model(), round_together(model())
+    assert len({layer.scale_dtype for _, layer in block_linears(one)}) == 2
+    for each in (one, other):
+        objective(each, "distillation", tiny())(IDS).backward()
+    for (name, p), (_, q) in zip(one.named_parameters(), other.named_parameters(), strict=True):
+        assert torch.allclose(p.grad, q.grad, rtol=1e-4, atol=1e-7), name
+
+
+def test_a_bfloat16_model_with_biases_trains() -> None:
+    config = Qwen2Config(vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+                         num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64)  # fmt: skip
+    torch.manual_seed(0)
+    teacher = Qwen2ForCausalLM(config).to(torch.bfloat16).eval()
+    model = prepare(copy.deepcopy(teacher), SPECS["symmetric groups"])
+    q_proj = model.model.layers[0].self_attn.q_proj
+    assert isinstance(q_proj, TrainedLinear)
+    assert q_proj.bias is not None
+    trained(model, teacher, steps=1)
+    assert q_proj(torch.ones(1, 32, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    with torch.no_grad():
+        before = model(input_ids=IDS).logits
+        assert torch.equal(convert(model)(input_ids=IDS).logits, before)
 
 
 def test_distillation_at_two_bits_brings_the_model_back() -> None:
