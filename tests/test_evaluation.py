@@ -265,5 +265,14 @@ def test_accuracy_counts_the_right_answers() -> None:
     model = torch.nn.Identity().train()
     assert accuracy(model, logits, torch.tensor([1, 0, 0]), batch=2) == pytest.approx(2 / 3)
     assert model.training
-    with pytest.raises(ValueError, match="equally many"):
-        accuracy(model, logits, torch.tensor([1]))
+    # With dropout at work, which zeroes all of these, no largest logit would be left but the first.
+    dropping = nn.Dropout(1.0).train()
+    assert accuracy(dropping, logits, torch.tensor([1, 0, 1])) == 1
+    assert dropping.training
+    assert not accuracy(dropping.eval(), logits, torch.tensor([0, 1, 0]))
+    assert not dropping.training
+    for wrong in (torch.tensor([1]), torch.tensor([1, 0, 0, 1])):
+        with pytest.raises(ValueError, match="equally many"):
+            accuracy(model, logits, wrong)
+    with pytest.raises(ValueError, match="equally many and some"):
+        accuracy(model, logits[:0], torch.tensor([]))

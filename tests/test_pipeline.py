@@ -21,7 +21,8 @@ from reference.models.streaming import StreamedModel
 from reference.quantization import CalibrationWarning
 from reference.quantization.activations import ActivationSpec
 from reference.quantization.grid import QuantizationSpec
-from reference.ranks import Ranks
+from reference.ranks import ALONE, Ranks
+from reference.rounding import Options, Rounding
 from reference.transforms.smoothquant import search_alpha
 
 SPEC = QuantizationSpec(3, symmetric=True, group_size=32)
@@ -92,6 +93,23 @@ def test_the_reported_error_is_that_of_the_outputs(folder: Path, drawn: list, tm
     change = loaded.tensor.dequantize() - exact_weight
     assert weights[name].of == "weight"
     assert weights[name].relative == pytest.approx((change.norm() / exact_weight.norm()).item(), rel=1e-5)
+
+
+def test_of_a_large_layer_the_error_is_that_of_evenly_spaced_outputs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs, model = torch.randn(1, 50, 8, generator=generator), LlamaForCausalLM(
+        LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=600, num_hidden_layers=1, num_attention_heads=1)
+    )  # fmt: skip
+    name = "model.layers.0.mlp.up_proj"
+    weight = model.get_submodule(name).get_parameter("weight").detach().clone()
+    rounding = Rounding(model, {name: QuantizationSpec(3)}, Options("gptq"), job=None, streamed=None, ranks=ALONE,
+                        prepare=lambda block: None)  # fmt: skip
+    rounding.observe((name,), inputs)
+    rounded = rounding.solve((name,))[name]
+    exact, change = (inputs @ rows[::3].float().T for rows in (weight, rounded - weight))  # 200 of 600, at most 256
+    assert rounding.errors[name].relative == pytest.approx((change.norm() / exact.norm()).item(), rel=1e-4)
+    every = ((inputs @ (rounded - weight).float().T).norm() / (inputs @ weight.T).norm()).item()
+    assert rounding.errors[name].relative != pytest.approx(every, rel=1e-4)
 
 
 def test_inspect_shows_the_errors(folder: Path, drawn: list, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

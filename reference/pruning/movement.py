@@ -89,8 +89,9 @@ class Schedule:
 
     def penalty_weight(self, step: int, method: Method) -> float:
         r""":math:`\lambda_t = \lambda\,\tau_t/\tau_f`; where :math:`\tau_f = 0`, or nothing is scheduled, :math:`\lambda`."""
-        final = self.final if method == "soft" else 1.0
-        return self.penalty * self.value(step, method) / final if method == "soft" and final else self.penalty
+        if method != "soft" or not self.final:
+            return self.penalty
+        return self.penalty * self.value(step, method) / self.final
 
 
 class Pruner:

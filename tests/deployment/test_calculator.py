@@ -80,7 +80,8 @@ def test_an_estimate_is_made_of_the_parts_it_names() -> None:
     assert found.memory.cache == cache_bytes(shape, 16, 4096, 16)
     assert found.tokens_per_second == tokens_per_second(shape, scheme, card, batch=16, context=4096)
     assert found.fits
-    assert not estimate(shape, scheme, card, batch=16, context=4096, capacity=10e9).fits
+    for capacity, fits in ((found.memory.total, True), (found.memory.total * (1 - 1e-9), False), (10e9, False)):
+        assert estimate(shape, scheme, card, batch=16, context=4096, capacity=capacity).fits == fits
     assert estimate(shape, scheme, device("Snapdragon 8 Gen 3"), batch=1, context=16).fits, "its memory is not known"
 
 

@@ -76,6 +76,7 @@ def test_later_requests_do_not_change_a_verdict():
     found = gate(stream, 0.0)
     assert found.verdict == "promote"
     assert FIRST < found.requests < LENGTH
+    assert found.mean == pytest.approx(statistics.fmean(stream[: found.requests].tolist()), rel=1e-12)
     assert gate(torch.cat((stream[: found.requests], stream + 100)), 0.0) == found
     assert gate(stream[: found.requests - 1], 0.0).verdict == "undecided"
 
@@ -86,6 +87,7 @@ def test_no_verdict_before_the_first_look():
 
 
 def test_equal_models_are_promoted_below_a_positive_limit():
+    assert gate(torch.zeros(60), 0.0).verdict == "undecided"  # at the limit, neither below nor above
     assert gate(torch.zeros(60), 0.01) == ("promote", FIRST, 0.0, 0.0, 0.0)
 
 

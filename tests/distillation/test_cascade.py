@@ -71,6 +71,14 @@ def test_thresholds_at_the_ends_are_the_single_models_and_spare_the_others() -> 
     assert torch.equal(last.level, torch.full((200,), 2))
 
 
+def test_an_answer_as_sure_as_the_threshold_stands() -> None:
+    models = [Table(torch.zeros(1, 2)), Table(torch.ones(1, 2))]  # the first is sure by a half, exactly
+    for threshold, level in [(0.5, 0), (0.5000001, 1)]:
+        assert Cascade(models, [threshold])(torch.zeros(1, dtype=torch.int64)).level.tolist() == [level]
+        outcome = replay([torch.tensor([0.5])], [torch.ones(1)] * 2, [1.0, 2.0], [threshold])
+        assert outcome.level.tolist() == [level]
+
+
 def test_replay_says_what_the_cascade_does() -> None:
     logits, labels = rows_of_models()
     sure = [confidence(part, t) for part, t in zip(logits, TEMPERATURES, strict=True)]
@@ -128,6 +136,8 @@ def test_wrong_arguments_are_refused() -> None:
         Cascade([Table(torch.zeros(1, 1))], [0.1, 0.2])
     with pytest.raises(ValueError, match="temperatures is"):
         Cascade([Table(torch.zeros(1, 1))], [], [0.0])
+    with pytest.raises(ValueError, match="temperatures is"):
+        Cascade([Table(torch.zeros(1, 1))] * 2, [0.5], [1.0, -1.0])
     with pytest.raises(ValueError, match="costs of 1"):
         replay([torch.zeros(2)], [torch.zeros(2)] * 2, [1.0], [0.5])
     with pytest.raises(ValueError, match="budget is 0.5"):
@@ -136,6 +146,8 @@ def test_wrong_arguments_are_refused() -> None:
         choose_thresholds([torch.zeros(2)], [torch.zeros(2)] * 2, [1.0, 2.0], 1.5, steps=0)
     with pytest.raises(ValueError, match="budget is 0.5"):
         mixture([0.1], [1.0], 0.5)
+    with pytest.raises(ValueError, match="the cheapest model costs 0"):
+        mixture([], [], 0.5)
     with pytest.raises(ValueError, match="must agree"):
         mixture([0.1], [1.0, 2.0], 1.5)
 

@@ -51,11 +51,23 @@ def test_calibration_error_by_hand_and_by_loop() -> None:
     assert calibration_error(sure, right) == pytest.approx(total, rel=1e-5)
 
 
+def test_neighbouring_bins_do_not_make_up_for_each_other_and_hold_their_upper_edge() -> None:
+    sure, right = torch.tensor([0.25, 0.3, 0.75, 0.8]), torch.tensor([True, False, True, False])
+    assert calibration_error(sure, right, bins=4) == pytest.approx((0.75 + 0.3 + 0.25 + 0.8) / 4)
+    ends = torch.tensor([0.0, 1.0])
+    assert calibration_error(ends, ends.bool(), bins=4) == 0
+    assert calibration_error(ends, ~ends.bool(), bins=4) == 1
+
+
 def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="temperature is 0"):
         confidence(torch.zeros(1, 2), 0.0)
     with pytest.raises(ValueError, match="labels"):
         fit_temperature(torch.zeros(3, 2), torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"may be \[rows, classes\]"):
+        fit_temperature(torch.zeros(3, 2, 2), torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="both may be"):
+        calibration_error(torch.zeros(2, 2), torch.zeros(2, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match="both may be"):
         calibration_error(torch.zeros(2), torch.zeros(3, dtype=torch.bool))
     with pytest.raises(ValueError, match="bins is 0"):

@@ -118,6 +118,16 @@ def test_greedy_that_ends_on_a_corner_with_bytes_left_can_miss_the_optimum() -> 
     assert within(frontier(costs, sizes), 4)[:2] == (4, 10.0)
 
 
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 30)), min_size=2, max_size=6), st.integers(0, 6))
+def test_greedy_is_optimal_on_the_corners_of_the_hull(layers: list[tuple[int, int]], count: int) -> None:
+    """One step a layer: the corners take those of most gain a byte, and a budget of exactly them is best spent so."""
+    costs, sizes = [[gain, 0] for gain, _ in layers], [[5, 5 + step] for _, step in layers]
+    taken = sorted(layers, key=lambda pair: -pair[0] / pair[1])[:count]
+    point = greedy(costs, sizes, 5 * len(layers) + sum(step for _, step in taken))
+    assert point.cost == sum(gain for gain, _ in layers) - sum(gain for gain, _ in taken)
+    assert point.cost == within(frontier(costs, sizes), point.size).cost
+
+
 def test_greedy_can_miss_the_optimum() -> None:
     costs, sizes = [[10, 0], [6, 0], [6, 0]], [[0, 6], [0, 5], [0, 5]]
     assert greedy(costs, sizes, 10).cost == 12

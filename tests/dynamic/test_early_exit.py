@@ -40,6 +40,16 @@ def middle(found: EarlyExit, ids: Tensor, mask: Tensor) -> Tensor:
         return entropy(found.all_logits(ids, mask)[:-1]).quantile(0.3, dim=1)
 
 
+def test_new_heads_depend_on_their_seed_alone() -> None:
+    made = []
+    for seed in (1, 1, 2):
+        heads = EarlyExit(Classifier(BertModel(BertConfig(**CONFIG)), 5), (0, 2), seed=seed).heads
+        assert not any(head.bias.any() for head in heads)
+        made.append(torch.stack([head.weight for head in heads]))
+    assert torch.equal(made[0], made[1])
+    assert not torch.equal(made[0], made[2])
+
+
 @pytest.mark.parametrize("padded", [True, False])
 def test_thresholds_of_zero_are_the_dense_classifier_bit_for_bit(padded: bool) -> None:
     found, (ids, mask) = model(), batch()

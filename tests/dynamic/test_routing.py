@@ -34,17 +34,24 @@ def test_is_ridge_regression_on_standardised_features(penalty: float) -> None:
 
 
 def test_the_penalty_is_that_of_the_least_left_out_error() -> None:
-    x, small, large = data(30)
-    z = ((x - x.mean(0)) / x.std(0)).numpy()
-    gain = (small - large).numpy()
-    penalties, errors = (0.01, 1.0, 100.0, 1e4), []
-    for penalty in penalties:
-        left = [
-            gain[i] - Ridge(alpha=penalty).fit(np.delete(z, i, 0), np.delete(gain, i)).predict(z[i : i + 1])[0]
-            for i in range(len(z))
-        ]
-        errors.append(np.mean(np.square(left)))
-    assert routing.fit(x, small, large, penalties).penalty == penalties[int(np.argmin(errors))]
+    """With few rows, whose leverage is large, and many penalties, of which one is the best by little."""
+    penalties, chosen = tuple(10 ** (k / 4) for k in range(-8, 17)), []
+    for rows in range(8, 20):
+        x, small, large = (part[:rows] for part in data())
+        z = ((x - x.mean(0)) / x.std(0)).double().numpy()
+        gain, errors = (small - large).double().numpy(), []
+        for penalty in penalties:
+            left = []
+            for i in range(rows):
+                others, wanted = np.delete(z, i, 0), np.delete(gain, i)
+                centred = others - others.mean(0)
+                normal = centred.T @ centred + penalty * np.eye(z.shape[1])
+                slope = np.linalg.solve(normal, centred.T @ (wanted - wanted.mean()))
+                left.append(gain[i] - wanted.mean() - (z[i] - others.mean(0)) @ slope)
+            errors.append(np.mean(np.square(left)))
+        chosen.append(penalties[int(np.argmin(errors))])
+        assert routing.fit(x, small, large, penalties).penalty == chosen[-1]
+    assert len(set(chosen)) > 3
 
 
 def test_the_curve_runs_from_one_model_to_the_other() -> None:

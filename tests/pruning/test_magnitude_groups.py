@@ -106,6 +106,20 @@ def test_ties(rule: str, removed: list[int]) -> None:
     assert (~keep).nonzero().flatten().tolist() == removed
 
 
+@pytest.mark.parametrize(("rule", "kept"), [("first", [3, 4]), ("last", [0, 1]), ("all", [3, 4])])
+def test_of_equal_weights_the_last_to_go_are_the_ones_that_stay(rule: str, kept: list[int]) -> None:
+    for keep in (
+        magnitude.mask(torch.ones(5), 0.95, tie_rule=rule, min_keep=2),
+        magnitude.row_mask(torch.ones(1, 5), 0.95, tie_rule=rule, min_keep=2)[0],
+    ):
+        assert keep.nonzero().flatten().tolist() == kept
+
+
+@pytest.mark.parametrize("rule", magnitude.TIE_RULES)
+def test_a_row_of_which_nothing_is_to_go_is_kept(rule: str) -> None:
+    assert magnitude.row_mask(torch.zeros(3, 4), 0.1, count_rule="floor", tie_rule=rule).all()
+
+
 @pytest.mark.parametrize(
     ("rule", "count"),
     [("round", 2), ("floor", 2), ("ceil", 3), ("round_plus_one", 3), ("floor_plus_one", 3), ("ceil_plus_one", 4)],
@@ -209,6 +223,7 @@ def test_equal_weights_cannot_be_divided_by_a_threshold() -> None:
         (lambda w: magnitude.mask(w, 0.5, tie_rule="none"), "tie_rule is 'none'"),
         (lambda w: magnitude.mask(w, 0.5, min_keep=-1), "min_keep is -1"),
         (lambda w: magnitude.mask(w, 0.5, alive=torch.ones(3)), "alive"),
+        (lambda w: magnitude.global_masks({"w": w}, 0.5, alive={"v": w > 0}), r"alive\['w'\] is missing"),
         (lambda w: magnitude.global_masks({"w": w}, 0.5, dense=["v"]), "dense"),
         (lambda w: magnitude.global_masks({"w": w * torch.nan}, 0.5), "w holds 24 NaN"),
         (lambda w: magnitude.row_mask(w[0], 0.5), "1 dimension"),

@@ -43,6 +43,14 @@ def steps(model, x, y, optimizer, count: int, after: Callable[[], object] = lamb
         after()
 
 
+def test_a_frozen_parameter_is_masked_too() -> None:
+    model, x, _ = problem()
+    model.requires_grad_(False)
+    masks = Masks(model, magnitude.global_masks(weights(model), 0.7))
+    assert all(torch.equal(weights(model)[name] == 0, ~keep) for name, keep in masks.masks.items())
+    assert not model(x).requires_grad
+
+
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 @pytest.mark.parametrize("knows_optimizer", [True, False])
 def test_pruned_weights_are_exactly_zero_after_every_step(make: Callable, knows_optimizer: bool) -> None:

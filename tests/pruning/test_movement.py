@@ -165,6 +165,31 @@ def test_wrong_arguments_are_named(call, message):
         call()
 
 
+def test_all_weights_are_there_before_the_first_step():
+    for scope in ("layer", "global"):
+        model = net()
+        pruner = movement.attach(model, linears(model), method="magnitude", scope=scope,
+                                 schedule=movement.Schedule(total=2, final=0.1))  # fmt: skip
+        assert pruner.density() == 1
+        pruner.step(1)
+        assert pruner.density() < 0.3
+
+
+def test_frozen_parameters_are_in_no_group():
+    model = net()
+    pruner = attach(model)
+    model[2].bias.requires_grad_(False)
+    weights, scores = pruner.parameter_groups(weight_lr=0.1, score_lr=0.5)
+    assert {id(p) for p in weights["params"]} == {id(p) for p in (model[0].weight, model[0].bias, model[2].weight)}
+    assert {id(p) for p in scores["params"]} == {id(model[0].scores), id(model[2].scores)}
+
+
+def test_a_tensor_smaller_than_the_minimum_is_kept_whole():
+    first, second = score_masks.global_topk_masks([torch.zeros(2), torch.arange(1.0, 9.0)], 0.3, min_keep=4)
+    assert first.tolist() == [1, 1]
+    assert second.tolist() == [0] * 4 + [1] * 4
+
+
 def test_a_refused_block_leaves_the_model_as_it_was():
     model = net()  # 16 rows fit, 5 do not
     with pytest.raises(ValueError, match="block"):

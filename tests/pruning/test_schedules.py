@@ -31,6 +31,12 @@ def test_gradual_is_the_formula_at_every_update() -> None:
         assert found == pytest.approx(0.9 + (0.1 - 0.9) * (1 - (7 * j) / (10 * 7)) ** 3, rel=1e-14)
 
 
+def test_the_start_is_exact_where_a_sum_of_floats_is_not() -> None:
+    assert 0.7 + (0.1 - 0.7) != 0.1
+    assert schedules.gradual(5, initial=0.1, final=0.7, begin_step=5, n_updates=3) == 0.1
+    assert schedules.cubic(5, 20, 0.1, 0.7, warmup=5, cooldown=0) == 0.1
+
+
 def test_gradual_prunes_most_at_first() -> None:
     values = [schedules.gradual(t, initial=0, final=0.9, begin_step=0, n_updates=10) for t in range(11)]
     steps = [b - a for a, b in itertools.pairwise(values)]

@@ -81,6 +81,22 @@ def test_target_is_met_with_equal_losses(curves: list, sizes: list, target: floa
     assert all(-1e-12 <= value <= 0.95 + 1e-12 for value in chosen.values())
 
 
+@given(st.lists(st.floats(0.01, 1), min_size=1, max_size=5), st.floats(0.01, 0.9))
+def test_straight_curves_lose_equally_but_for_layers_at_the_end_of_their_curve(slopes: list, target: float) -> None:
+    """A layer that loses a·s at sparsity s is pruned to t / a, with one t for all, or to the largest sparsity tried."""
+    for grid in (GRID, [0.0, *GRID]):
+        scores = {str(i): [0.9 - a * s for s in grid] for i, a in enumerate(slopes)}
+        chosen = sensitivity.by_target(scores, grid, 0.9, dict.fromkeys(scores, 10), target)
+        lost = [a * chosen[str(i)] for i, a in enumerate(slopes)]
+        for i, loss in enumerate(lost):
+            assert loss == pytest.approx(max(lost), abs=1e-6) or chosen[str(i)] == pytest.approx(0.95)
+
+
+def test_a_curve_that_starts_at_nothing_removed_may_start_below_the_dense_score() -> None:
+    chosen = sensitivity.by_tolerance({"a": [0.88, 0.8], "b": [0.95, 0.8]}, [0.0, 0.5], 0.9, 0.05)
+    assert chosen == pytest.approx({"a": 0.5 * 0.03 / 0.08, "b": 0.5 * 0.05 / 0.1})
+
+
 def test_the_fragile_layer_is_pruned_less() -> None:
     chosen = sensitivity.by_target(SCORES, GRID, 0.9, {"robust": 900, "fragile": 100}, 0.7)
     assert chosen["robust"] > 0.7 > 0.3 > chosen["fragile"]
@@ -95,6 +111,7 @@ def test_a_loss_free_target_spares_in_proportion() -> None:
     ("call", "message"),
     [
         (lambda: sensitivity.by_tolerance(SCORES, [0.5, 0.2, 0.8, 0.9], 0.9, 0.1), "rise"),
+        (lambda: sensitivity.by_tolerance(SCORES, [0.2, 0.5, 0.5, 0.9], 0.9, 0.1), "rise"),
         (lambda: sensitivity.by_tolerance(SCORES, [0.5, 0.8], 0.9, 0.1), "4 values for 2"),
         (lambda: sensitivity.by_tolerance(SCORES, GRID, 0.9, -1), "tolerance is -1"),
         # NaN is above no limit: a layer that breaks the model would be pruned as far as the grid goes.

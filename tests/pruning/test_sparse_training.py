@@ -292,6 +292,9 @@ def test_errors_name_what_is_wrong():
         sparse.rigl_update(w, m, torch.ones(3, 2), 0.5)
     with pytest.raises(ValueError, match="NaN"):
         sparse.rigl_update(w * torch.nan, m, w, 0.5)
+    part = torch.where(torch.arange(w.numel()).view(w.shape) == 0, torch.nan, w)
+    with pytest.raises(ValueError, match="NaN"):
+        sparse.rigl_update(part, torch.ones_like(m), w, 0.5)
     with pytest.raises(ValueError, match="step is -1"):
         sparse.update_fraction(-1, end_step=10)
     with pytest.raises(ValueError, match="generators has 1"):

@@ -1,5 +1,7 @@
 """Structured pruning: the small model against the masked one, scores against gates, sizes against other counters."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -125,6 +127,27 @@ def test_flatten_maps_a_channel_to_its_columns():
     assert np.flatnonzero(fc.unit == 7).tolist() == list(range(7 * 16, 8 * 16))
 
 
+def test_in_a_concatenation_the_other_groups_channels_stay():
+    class Side(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(2, 3, 1), nn.Conv2d(2, 4, 1), nn.Conv2d(7, 5, 1)
+
+        def forward(self, x):
+            return self.c(torch.cat([self.a(x), self.b(x)], 1))
+
+    model, x = Side(), torch.randn(2, 2, 4, 4)
+    found, expected = find_groups(model, x), copy.deepcopy(model)
+    assert [g.name for g in found] == ["a", "b", "c"]
+    with torch.no_grad():
+        expected.c.weight[:, 1] = 0  # what reads the channel that goes
+    for change in (structured.shrink, structured.masked):
+        pruned = change(model, found, {"a": torch.tensor([True, False, True])})
+        torch.testing.assert_close(pruned(x), expected(x))
+    small = structured.shrink(model, found, {"a": torch.tensor([True, False, True])})
+    assert (small.a.out_channels, small.b.out_channels, small.c.in_channels) == (2, 4, 6)
+
+
 def test_a_layer_used_twice_is_one_group():
     class Twice(nn.Module):
         def __init__(self):
@@ -162,6 +185,19 @@ def test_unknown_functions_are_named():
 
     with pytest.raises(ValueError, match=r"roll.*after layer conv"):
         find_groups(Chunks(), torch.randn(1, 3, 8, 8))
+
+
+def test_a_reshape_that_mixes_examples_and_channels_is_refused():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, x):
+            return self.conv(x).flatten(0, 1)  # [2, 4, 4, 4] → [8, 4, 4]: the second axis has four rows now
+
+    with pytest.raises(ValueError, match=r"change of shape from \(2, 4, 4, 4\) to \(8, 4, 4\)"):
+        find_groups(Mixed(), torch.randn(2, 3, 4, 4))
 
 
 class Written(nn.Module):

@@ -47,6 +47,7 @@ def test_rigls_mean_step_is_the_papers():
     total = cost.rigl_products(sparse, dense, steps * batch, 5 * batch)
     assert total == pytest.approx(steps * batch * (3 * sparse * period + 2 * sparse + dense) / (period + 1))
     assert cost.rigl_products(sparse, dense, 40, 0) == cost.static_products(sparse, 40)
+    assert cost.rigl_products(sparse, dense, 40, 40) == (2 * sparse + dense) * 40
     assert cost.rigl_products(sparse, sparse, 40, 17) == cost.static_products(sparse, 40)
 
 
@@ -75,6 +76,8 @@ def test_a_masked_layer_on_its_own_costs_its_connections():
 def test_errors_name_what_is_wrong():
     with pytest.raises(ValueError, match="positions holds"):
         cost.forward_products({"a": torch.ones(1, dtype=torch.bool)}, {"b": 2})
+    with pytest.raises(ValueError, match="positions holds {'a': 0}"):
+        cost.forward_products({"a": torch.ones(1, dtype=torch.bool)}, {"a": 0})
     with pytest.raises(ValueError, match="examples is -1"):
         cost.static_products(1, -1)
     with pytest.raises(ValueError, match="forward_dense is -2"):

@@ -91,6 +91,21 @@ def test_equal_mass_removes_the_same_part_of_each_rows_scores(sparsity: float) -
     assert share.max() - share.min() < 0.01
 
 
+def test_a_batch_without_tokens_counts_for_nothing() -> None:
+    _, inputs = problem(6)
+    norms = wanda.InputNorms(32)
+    norms.add(inputs)
+    norms.add(inputs[:, :0])
+    assert norms.sequences == 4
+    torch.testing.assert_close(norms.norms, norms_of(inputs))
+
+
+def test_equal_mass_ends_where_no_count_is_near_enough() -> None:
+    """Of three weights a half cannot go: the search narrows to one of the two counts beside it, and stops."""
+    keep = wanda.mass_mask(torch.tensor([[1.0, 2.0, 3.0]]), torch.ones(3), 0.5)
+    assert keep.tolist() in ([[False, True, True]], [[False, False, True]])
+
+
 def test_equal_mass_has_the_limits_of_the_authors_search() -> None:
     """Its part is 0.8 at most, and one of a thousandth takes more than a hundredth of normally distributed scores."""
     weight = torch.randn(100, 500, generator=torch.Generator().manual_seed(4))
@@ -118,6 +133,8 @@ def test_what_cannot_be_is_refused_by_name() -> None:
     accumulator = wanda.InputNorms(32)
     with pytest.raises(ValueError, match=r"here has shape \(4, 10, 31\); its last axis must be 32"):
         accumulator.add(inputs[..., 1:], "here")
+    with pytest.raises(ValueError, match=r"inputs has shape \(32,\)"):
+        accumulator.add(torch.ones(32))
     with pytest.raises(ValueError, match="here holds NaN or infinite activations"):
         accumulator.add(inputs / 0, "here")
     assert accumulator.sequences == 0
