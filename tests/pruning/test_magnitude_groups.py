@@ -189,7 +189,7 @@ def test_quality_of_gives_the_mask_of_a_sparsity(seed: int, sparsity: float, dty
 @pytest.mark.parametrize("seed", range(8))
 def test_a_threshold_between_two_neighbours_of_a_short_type_divides_them(dtype: torch.dtype, seed: int) -> None:
     """Half-way between two bfloat16 numbers is none: rounded to one, the threshold would let the smaller stay."""
-    weight = (1 + torch.arange(100) * torch.finfo(dtype).eps).to(dtype) * 2.0 ** -seed
+    weight = (1 + torch.arange(100) * torch.finfo(dtype).eps).to(dtype) * 2.0**-seed
     weight = weight[torch.randperm(100, generator=torch.Generator().manual_seed(seed))]
     for sparsity in (0.25, 0.5, 0.51):
         keep = magnitude.threshold_mask(weight, magnitude.quality_of(weight, sparsity))

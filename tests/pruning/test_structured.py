@@ -377,8 +377,8 @@ def test_a_look_at_a_model_leaves_it_as_it_was():
 
     found = find_groups(model, x)
     for look in (
-        lambda: importance.taylor_scores(model, found, lambda m, b: m(b).sum(), [x]),
-        lambda: importance.activation_scores(model, found, lambda m, b: m(b), [x]),
+        lambda: importance.taylor_scores(model, found, lambda net, b: net(b).sum(), [x]),
+        lambda: importance.activation_scores(model, found, lambda net, b: net(b), [x]),
         lambda: structured.cost(model, x),
         lambda: accuracy(model, x, torch.zeros(2, dtype=torch.long)),
     ):

@@ -153,6 +153,8 @@ def test_gradient_factors_are_those_of_the_paper() -> None:
         assert found.input_factor == pytest.approx((32 * highest) ** -0.5)
         plain = TrainedLinear(linear, start, activations=inputs, scaled=False)
         assert plain.factor == plain.input_factor == 1
+
+
 def test_layers_whose_steps_are_stored_in_other_types_are_rounded_together_too() -> None:
     def model() -> LlamaForCausalLM:
         made = tiny()
