@@ -63,12 +63,14 @@ address: $(STAMP)  ## set the repository's public address everywhere: make addre
 clean:  ## remove what was built and executed; .venv stays
 	rm -rf _build .cache
 
-# The stamp is written last, so that an interrupted installation starts again.
+# The stamp is written last, so that an interrupted installation starts again. pip would compile with one core; a file
+# of another Python's syntax, which some packages hold, is no error.
 $(STAMP): requirements.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "missing: $(PYTHON). Install Python 3.10 to 3.13, or name one: make PYTHON=python3.12"; exit 2; }
 	@command -v git >/dev/null || { echo "missing: git"; exit 2; }
 	@$(PYTHON) tools/check_python.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q $(PIP_ARGS) -r requirements.lock
+	$(BIN)/python -m pip install -q --no-compile $(PIP_ARGS) -r requirements.lock
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
 	@touch $(STAMP)

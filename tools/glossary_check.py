@@ -31,13 +31,12 @@ def names(html: Path) -> dict[str, str]:
 
 
 def running_text(article: Tag) -> str:
-    """The text of an article's paragraphs, without formulas, code, tables and what is linked already."""
-    copy = BeautifulSoup(str(article), "lxml")
-    for section in copy.select("section[id^='functions-of-this-chapter']"):
+    """The text of an article's paragraphs; formulas, code, tables and what is linked already are taken out of the article."""
+    for section in article.select("section[id^='functions-of-this-chapter']"):
         section.decompose()
-    for part in copy.select(NOT_TEXT):
+    for part in article.select(NOT_TEXT):
         part.decompose()
-    return "\n".join(" ".join(paragraph.get_text(" ").split()) for paragraph in copy.find_all("p"))
+    return "\n".join(" ".join(paragraph.get_text(" ").split()) for paragraph in article.find_all("p"))
 
 
 def problems_of(page: str, text: str, terms: dict[str, str], plain: Set[str]) -> list[str]:
