@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: help book test browser pdf zip lab lint twice tidy lock address clean
+.PHONY: help executed book test browser pdf zip lab lint twice again tidy lock address clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -21,6 +21,9 @@ help:  ## this list
 
 book: $(STAMP)  ## execute what changed, build the HTML, print its address and the run times
 	$(BIN)/python tools/build_book.py
+
+executed: $(STAMP)  ## the first half of make book: execute what changed
+	$(BIN)/python tools/book_execute.py
 
 test: lint  ## ruff, mypy and all tests
 	$(BIN)/python -m pytest -n 2
@@ -41,6 +44,9 @@ lint: $(STAMP)  ## ruff and mypy
 
 twice: $(STAMP)  ## execute every notebook again; the numbers must be the same
 	$(BIN)/python tools/execute_twice.py
+
+again: $(STAMP)  ## the same for the notebooks whose outputs are not those of tests/book/outputs.json
+	$(BIN)/python tools/execute_twice.py --unrecorded
 
 lab: $(STAMP)  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --ServerApp.root_dir=notebooks $(LAB_ARGS)

@@ -80,7 +80,7 @@ def contests() -> Iterator[Contest]:
         yield from int4(rows, most)
     yield int8(4096, ALL, (small, wide, large))
     yield int8(1, 8, (small, wide))
-    for rows, most in ((32, 32), (64, 64)):
+    for rows, most in ((128, 128), (256, 256), (512, 512), (32, 32), (64, 64)):
         yield from int4(rows, most)
     for rows, most in ((16, 16), (64, 64), (256, 256)):
         yield int8(rows, most, (small, wide))

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from ._triton import jit, round_to, tl, triton
 
-PROGRAMS = 264  # two for each of the 132 multiprocessors of an H100
+PROCESSORS = 132  # multiprocessors of an H100 and of an H200
+PROGRAMS = 2 * PROCESSORS
+MANY_ROWS = 64  # from here on a tile's arithmetic takes longer than its share of the weight's bytes
 
 
 @jit
@@ -28,12 +30,21 @@ def splits_for(
 ) -> int:
     """Into how many programs the sum over K of each tile (of rows, outputs, columns) is split.
 
-    As many as give ``programs``, no more than there are blocks of columns, and as long as the fp32 partial sums (8 bytes
-    written and read, per row, output and split) stay below a quarter of the weight's bytes: ``bits`` for each number.
+    The fp32 partial sums cost 8 bytes, written and read, per row, output and split.
+
+    Few rows, where bytes decide: as many splits as give ``programs``, no more than there are blocks of columns, and as
+    long as the partial sums stay below a quarter of the weight's bytes: ``bits`` for each number.
+
+    Tiles of `MANY_ROWS` and more, where arithmetic decides: as many as fit the processors at once, one program each,
+    since a second round would take as long as the first. An H200's share of a partial sum of such a tile takes as long
+    as the products of 256 columns (``book/data/kernels.json``: 65 µs for 4096 columns of 128 × 128 numbers, 4 TB/s for
+    132 processors), so a split has 1024 columns at least: a quarter again.
 
     Chapter: advanced/kernels
     """
     tiles = triton.cdiv(outputs, tile[1]) * triton.cdiv(rows, tile[0])
+    if tile[0] >= MANY_ROWS:
+        return max(1, min(PROCESSORS // tiles, columns // 1024))
     affordable = int(columns * bits) // (256 * rows)
     return max(1, min(triton.cdiv(programs, tiles), affordable, triton.cdiv(columns, tile[2])))
 

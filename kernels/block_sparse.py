@@ -143,8 +143,8 @@ def block_sparse(
     if y.numel() == 0:
         return y
     plan = plan or plan_for(rows, size)
-    bits = 16 * blocks.numel() / (outputs * x.shape[1])
-    splits = splits_for(rows, outputs, x.shape[1], (plan.rows, size, size), bits, PROGRAMS)
+    stored = blocks.numel() // outputs  # columns of a row, on average
+    splits = splits_for(rows, outputs, stored, (plan.rows, size, size), 16, PROGRAMS)
     with torch.cuda.device_of(x):
         with_splits(lambda out: _launch(x, blocks, crow, column, order, out, plan, splits), y, splits)
     return y

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_capability, check_shape, check_tensors
-from ._splits import add_splits, splits_for
+from ._splits import splits_for, with_splits
 from ._tile import Tile
 from ._triton import INTERPRETED, jit, round_to, tl, triton
 
@@ -144,14 +144,16 @@ def mxfp4(x: Tensor, packed: Tensor, scale: Tensor, *, plan: Tile | None = None)
         return y
     plan = plan or (FEW if rows <= FEW.rows else SOME if rows <= SOME.rows else MANY)
     splits = splits_for(rows, outputs, columns, plan[:3])
-    partial = y if splits == 1 else torch.empty((splits, rows, outputs), dtype=torch.float32, device=x.device)
-    blocks = triton.cdiv(triton.cdiv(columns, plan.columns), splits)
     with torch.cuda.device_of(x):
-        _mxfp4[(triton.cdiv(outputs, plan.outputs), triton.cdiv(rows, plan.rows), splits)](
-            x, packed.view(torch.int32), scale, partial, rows, outputs, columns, columns // 8, columns // BLOCK,
-            x.stride(0), blocks, ROWS=plan.rows, OUTPUTS=plan.outputs, COLUMNS=plan.columns,
-            num_warps=plan.warps, num_stages=plan.stages,
-        )  # fmt: skip
-        if splits > 1:
-            add_splits[(triton.cdiv(y.numel(), 1024),)](partial, y, splits, y.numel(), BLOCK=1024)
+        with_splits(lambda out: _launch(x, packed, scale, out, plan, splits), y, splits)
     return y
+
+
+def _launch(x: Tensor, packed: Tensor, scale: Tensor, y: Tensor, plan: Tile, splits: int) -> None:
+    (rows, columns), outputs = x.shape, y.shape[-1]
+    blocks = triton.cdiv(triton.cdiv(columns, plan.columns), splits)
+    _mxfp4[(triton.cdiv(outputs, plan.outputs), triton.cdiv(rows, plan.rows), splits)](
+        x, packed.view(torch.int32), scale, y, rows, outputs, columns, columns // 8, columns // BLOCK, x.stride(0),
+        blocks, ROWS=plan.rows, OUTPUTS=plan.outputs, COLUMNS=plan.columns, num_warps=plan.warps,
+        num_stages=plan.stages,
+    )  # fmt: skip

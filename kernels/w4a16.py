@@ -1,6 +1,6 @@
 r"""Multiply 16-bit activations by 4-bit weights that stay packed: :math:`Y = X W^\top`.
 
-The weight is read once, as packed, and never written in floating point to memory.
+The weight is read once, as packed; up to 128 rows of X it is never written in floating point to memory.
 
 Layout (compressed-tensors' ``pack-quantized``, ``reference``'s own): row ``n`` is a little-endian stream of
 4-bit codes, so nibble ``t`` of 32-bit word ``j`` is the code of column ``k = 8j + t``::
@@ -14,13 +14,15 @@ Layout (compressed-tensors' ``pack-quantized``, ``reference``'s own): row ``n`` 
 
     W[n, k] = scale[n, g] · (u[n, k] - zero_point[n, g])
 
-Three kernels, because the bound moves. With few rows, an H100 that reads 3 TB/s has time for fewer than six
-instructions per weight, so the instructions that unpack decide. `few_rows` (this one and `one_row` are in `_few_rows`) takes two and a half to
+Four kernels, because the bound moves. With few rows, an H100 that reads 3 TB/s has time for fewer than six
+instructions per weight, so the instructions that unpack decide. `few_rows` takes two and a half to
 three: it unpacks two codes at a time in the registers from which the tensor cores take them. `one_row` needs no tensor
 cores and no assembly: one mask, one conversion, one fused multiply-add; it serves groups below 128 columns and
-float32. With many rows the arithmetic decides, and `_tile` unpacks a block once for all of its rows; where the
+float32. With more rows the arithmetic decides, and `many_rows` unpacks a block once for all of its rows; where the
 blocks are fewer than the processors it splits K over programs, whose partial sums are added in a fixed order: the
-result is the same in every run.
+result is the same in every run. Beyond 128 rows each tile of rows would unpack the weight again, beside products that a
+dense matrix multiplication does faster: `dense` unpacks it once, into memory, for `torch.nn.functional.linear`, and
+what it wrote is given back after the product. So does vLLM's AWQ, from 256 rows on.
 
 2-bit codes lie likewise, sixteen a word (``bits=2``). 3-bit codes do not fit: eight of them fill three bytes, so no
 load of a thread's share is aligned.
@@ -32,13 +34,16 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ._checks import FLOATS, check_shape, check_tensors
+from ._dense import dense
 from ._few_rows import few_rows
+from ._many_rows import many_rows
 from ._one_row import one_row
 from ._splits import splits_for, with_splits
-from ._triton import INTERPRETED, jit, round_to, tl, triton
+from ._triton import INTERPRETED, triton
 
 NIBBLES = 8  # codes in a word
 QUAD = 32  # codes in 16 bytes, the most that one thread loads at once; a group holds whole quads
@@ -47,12 +52,12 @@ BLOCK = 128  # columns that `few_rows` multiplies at a time: eight products of 1
 
 
 class Tile(NamedTuple):
-    """Block sizes of `_tile`: rows of x, rows of W, columns; and how the compiler spreads them.
+    """Block sizes of `many_rows`: rows of x, rows of W, columns; and how the compiler spreads them.
 
     ``splits`` of the sum over K: 0 leaves them to ``splits_for``.
 
     Example:
-        >>> plan_for(rows=512, outputs=4096, columns=4096, group_size=128, dtype=torch.bfloat16)
+        >>> plan_for(rows=128, outputs=4096, columns=4096, group_size=128, dtype=torch.bfloat16)
         Tile(rows=128, outputs=128, columns=64, warps=8, stages=3, splits=0)
 
     Chapter: advanced/kernels
@@ -103,7 +108,22 @@ class OneRow(NamedTuple):
     stages: int
 
 
-Plan = Few | OneRow | Tile
+class Dense(NamedTuple):
+    """How `dense` works: outputs and columns of the block that a program unpacks, warps.
+
+    Example:
+        >>> plan_for(rows=1000, outputs=4096, columns=4096, group_size=32, dtype=torch.bfloat16)
+        Dense(outputs=32, columns=32, warps=4)
+
+    Chapter: advanced/kernels
+    """
+
+    outputs: int
+    columns: int
+    warps: int
+
+
+Plan = Few | OneRow | Tile | Dense
 
 #: The kernels' settings by rows of x and outputs, each up to the number given; the fastest on an H200, with 4 bits in
 #: groups of 128 (`benchmarks/tune_kernels.py`).
@@ -127,67 +147,8 @@ SOME = Tile(rows=64, outputs=128, columns=64, warps=4, stages=3)
 MANY = Tile(rows=128, outputs=128, columns=64, warps=8, stages=3)
 FLOAT32 = Tile(rows=16, outputs=128, columns=64, warps=4, stages=3)  # supported, not tuned: larger tiles spill
 ONE_ROW = OneRow(outputs=16, runs=1, warps=4, stages=3)
-
-
-@jit
-def _exact(codes, dtype: tl.constexpr):
-    """Codes as ``dtype``, all raised by the same power of two, whose last mantissa bit is worth one.
-
-    OR-ing the code into that mantissa replaces an integer conversion, which runs at a quarter of the rate or less;
-    the raise cancels in ``u - z``.
-    """
-    if dtype == tl.bfloat16:
-        raised = (codes | 0x4300).to(tl.int16).to(tl.bfloat16, bitcast=True)  # 2^7
-    elif dtype == tl.float16:
-        raised = (codes | 0x6400).to(tl.int16).to(tl.float16, bitcast=True)  # 2^10
-    else:
-        raised = (codes | 0x4B000000).to(tl.float32, bitcast=True)  # 2^23
-    # The interpreter multiplies bf16 as raw bits; fp32 holds the same values.
-    return raised.to(tl.float32) if INTERPRETED else raised
-
-
-@jit
-def _tile(
-    x, packed, scale, zero_point, y, M, N, K, WORDS, GROUPS, STRIDE, BLOCKS,
-    BITS: tl.constexpr, G: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    first_row = tl.program_id(1) * ROWS
-    x += first_row.to(tl.int64) * STRIDE
-    y += (tl.program_id(2) * M + first_row).to(tl.int64) * N
-    m = tl.arange(0, ROWS)
-    n = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
-    column = tl.arange(0, COLUMNS)
-    word = tl.arange(0, COLUMNS * BITS // 32)
-    m_inside = m < M - first_row
-    n_inside = n < N
-    total = tl.zeros((OUTPUTS, ROWS), tl.float32)
-    first = tl.program_id(2) * BLOCKS
-    for block in range(first, min(first + BLOCKS, tl.cdiv(K, COLUMNS))):
-        k = block * COLUMNS + column
-        w = block * (COLUMNS * BITS // 32) + word
-        inside = n_inside[:, None] & (w < WORDS)[None, :]
-        words = tl.load(packed + n[:, None] * WORDS + w[None, :], mask=inside, other=0)
-        xs = tl.load(x + m[None, :] * STRIDE + k[:, None], mask=m_inside[None, :] & (k < K)[:, None], other=0.0)
-        # join keeps a word's codes in the thread that loaded it: no way through shared memory before unpacking.
-        words = tl.join(words, words >> 16)
-        words = tl.join(words, words >> 8)
-        words = tl.join(words, words >> 4)
-        if BITS == 2:
-            words = tl.join(words, words >> 2)
-        codes = tl.reshape(words, (OUTPUTS, COLUMNS)) & ((1 << BITS) - 1)
-        group = n * GROUPS + (block * COLUMNS) // G
-        if zero_point is None:
-            zero = tl.full((1, 1), 1 << (BITS - 1), tl.int32)
-        else:
-            zero = tl.load(zero_point + group, mask=n_inside, other=0).to(tl.int32)[:, None]
-        weights = _exact(codes, xs.dtype) - _exact(zero, xs.dtype)
-        if INTERPRETED:
-            xs = xs.to(tl.float32)
-        # A block lies in one group: the scale multiplies the block's sum in fp32, and the weights stay whole numbers.
-        s = tl.load(scale + group, mask=n_inside, other=0.0).to(tl.float32)
-        total += s[:, None] * tl.dot(weights, xs, input_precision="tf32x3")
-    out = round_to(total, y.dtype.element_ty)
-    tl.store(y + m[None, :] * N + n[:, None], out, mask=m_inside[None, :] & n_inside[:, None])
+DENSE = Dense(outputs=32, columns=128, warps=4)  # not tuned
+DENSE_FROM = 129  # rows of x; by times added up, not measured: the chapter shows the sum
 
 
 def plan_for(rows: int, outputs: int, columns: int, group_size: int, dtype: torch.dtype, bits: int = 4) -> Plan:
@@ -196,8 +157,8 @@ def plan_for(rows: int, outputs: int, columns: int, group_size: int, dtype: torc
 
     Example:
         >>> shape = {"outputs": 4096, "columns": 4096, "group_size": 128, "dtype": torch.bfloat16}
-        >>> [type(plan_for(rows, **shape)).__name__ for rows in (1, 8, 512)]
-        ['OneRow', 'Few', 'Tile']
+        >>> [type(plan_for(rows, **shape)).__name__ for rows in (1, 8, 128, 129)]
+        ['OneRow', 'Few', 'Tile', 'Dense']
 
     Chapter: advanced/kernels
     """
@@ -208,12 +169,14 @@ def plan_for(rows: int, outputs: int, columns: int, group_size: int, dtype: torc
                 return few
     if rows == 1 and bits == 4:
         return ONE_ROW
-    tile = PADDED if rows <= PADDED.rows else SOME if rows <= SOME.rows else MANY
-    if dtype == torch.float32:
-        tile = FLOAT32
+    plan: Tile | Dense = PADDED if rows <= PADDED.rows else SOME if rows <= SOME.rows else MANY
+    if rows >= DENSE_FROM:
+        plan = DENSE
+    elif dtype == torch.float32:
+        plan = FLOAT32
     if group_size == columns:
-        return tile
-    return tile._replace(columns=min(tile.columns, group_size & -group_size))  # a block lies within a group
+        return plan
+    return plan._replace(columns=min(plan.columns, group_size & -group_size))  # a block lies within a group
 
 
 def w4a16(
@@ -238,11 +201,13 @@ def w4a16(
     returns           ``[M, N]``            as ``x``, contiguous
     ================  ====================  ==============================================================
 
-    Sums are in fp32 and the same in every run. Weights enter them as whole numbers ``u - z``, exact in every dtype;
-    float32 ``x`` is supported, not tuned: it takes three TF32 products, in tiles of 16 rows.
+    Sums are in fp32 and the same in every run. Up to 128 rows weights enter them as whole numbers ``u - z``, exact in
+    every dtype, and float32 ``x``, supported and not tuned, takes three TF32 products in tiles of 16 rows. From 129 rows
+    on weights are rounded to ``x``'s dtype first, and the product is torch's: float32 keeps to
+    ``torch.backends.cuda.matmul``'s precision, and ``2 N K`` bytes (4 in float32) are needed meanwhile.
 
     Roofline: ``N K bits / 8 + 3 N K / G`` bytes of weight, scale and zero point (``2 N K / G`` of scale without),
-    ``2 (M K + M N)`` of activations; ``2 M N K`` flops. At M = 1, G = 128 and 4 bits that is 3.8 times fewer bytes than
+    ``2 (M K + M N)`` of activations; ``2 M N K`` flops; from 129 rows on ``4 N K`` bytes more. At M = 1, G = 128 and 4 bits that is 3.8 times fewer bytes than
     bfloat16, the ceiling of its speed-up. Weights arrive 16 bytes a load where K is a multiple of 128, otherwise in
     smaller pieces.
 
@@ -288,6 +253,8 @@ def w4a16(
         if isinstance(plan, Few):
             _launch_few(x, weight, y, group_size, bits, plan)
             return y
+        if isinstance(plan, Dense):
+            return F.linear(x, _unpacked(weight, columns, group_size, bits, plan, x.dtype))
         splits = plan.splits or splits_for(rows, outputs, columns, plan[:3])
         with_splits(lambda out: _launch_tile(x, weight, out, group_size, bits, plan, splits), y, splits)
     return y
@@ -326,11 +293,24 @@ def _launch_tile(
     (rows, columns), outputs, groups = x.shape, y.shape[-1], weight[1].shape[1]
     blocks = triton.cdiv(triton.cdiv(columns, plan.columns), splits)
     grid = (triton.cdiv(outputs, plan.outputs), triton.cdiv(rows, plan.rows), splits)
-    _tile[grid](
+    many_rows[grid](
         x, *weight, y, rows, outputs, columns, columns * bits // 32, groups, x.stride(0), blocks,
         BITS=bits, G=group_size, ROWS=plan.rows, OUTPUTS=plan.outputs, COLUMNS=plan.columns,
         num_warps=plan.warps, num_stages=plan.stages,
     )  # fmt: skip
+
+
+def _unpacked(
+    weight: Weight, columns: int, group_size: int, bits: int, plan: Dense, dtype: torch.dtype
+) -> Tensor:  # fmt: skip
+    packed, scale, zero_point = weight
+    w = torch.empty((len(packed), columns), dtype=dtype, device=packed.device)
+    grid = (triton.cdiv(columns, plan.columns), triton.cdiv(len(w), plan.outputs))
+    dense[grid](
+        packed, scale, zero_point, w, *w.shape, packed.shape[1], scale.shape[1],
+        BITS=bits, G=group_size, OUTPUTS=plan.outputs, COLUMNS=plan.columns, num_warps=plan.warps,
+    )  # fmt: skip
+    return w
 
 
 def _check(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor | None, group_size: int, bits: int) -> None:

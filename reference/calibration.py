@@ -97,7 +97,7 @@ def warn_of_few_tokens(calibration: list[Tensor] | None, layers: Mapping[str, nn
 
 
 class _Stop(Exception):
-    """Raised in front of the first block, when its arguments are known."""
+    """Raised in place of the last block, when all arguments are known."""
 
 
 #: One call of a module, its positional and its named arguments.
@@ -121,7 +121,7 @@ def walk_blocks(
     """Visit the blocks one after the other, each with what the calibration batches bring to it.
 
     Args:
-        model: an architecture of :mod:`reference.models.families`.
+        model: an architecture of :mod:`reference.models.families`; in evaluation mode meanwhile.
         inputs: token batches of :func:`batches`.
         visit: called with a block's name, the block, and one call for each batch; returns the
             block's outputs ``[sequences, length, hidden]``, which the next block is called with.
@@ -148,13 +148,19 @@ def walk_blocks(
         raise ValueError("inputs is empty; at least one calibration batch is needed")
     family = family_of(model)
     found = list(blocks(model))
-    calls = _arguments_of_first_block(model, found[0], inputs)
-    for index, block in enumerate(progress(found)):
-        path = f"{family.blocks}.{index}"
-        enter(path)
-        outputs = visit(path, block, calls)
-        calls = [((output, *args[1:]), kwargs) for output, (args, kwargs) in zip(outputs, calls, strict=True)]
-        leave(path)
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        hidden, arguments = _arguments_of_blocks(model, found, inputs)
+        for index, block in enumerate(progress(found)):
+            path = f"{family.blocks}.{index}"
+            enter(path)
+            rest = arguments[index]
+            hidden = visit(path, block, [((x, *args), kwargs) for x, (args, kwargs) in zip(hidden, rest, strict=True)])
+            leave(path)
+    finally:
+        for module in training:
+            module.training = True
 
 
 def walk(
@@ -280,23 +286,43 @@ def _first(result: Any) -> Tensor:
     return result[0] if isinstance(result, tuple) else result
 
 
-def _arguments_of_first_block(model: nn.Module, block: nn.Module, inputs: list[Tensor]) -> list[Call]:
-    calls: list[Call] = []
+def _arguments_of_blocks(
+    model: nn.Module, found: list[nn.Module], inputs: list[Tensor]
+) -> tuple[list[Tensor], list[list[Call]]]:
+    """What the first block is given, and what else each block is called with, for every batch.
 
-    def stop(_: nn.Module, args: tuple, kwargs: dict) -> None:
-        calls.append((args, kwargs) if args else ((kwargs.pop("hidden_states"),), kwargs))
-        raise _Stop
+    Masks may differ from block to block: some attend to a sliding window, some to everything. No block computes.
+    """
+    hidden: list[Tensor] = []
+    arguments: list[list[Call]] = [[] for _ in found]
 
-    handle = block.register_forward_pre_hook(stop, with_kwargs=True)
+    def stand_in(index: int) -> Callable[..., Tensor]:
+        def forward(*args: Any, **kwargs: Any) -> Tensor:
+            x, *rest = args or (kwargs.pop("hidden_states"),)
+            if index == 0:
+                hidden.append(x)
+            arguments[index].append((tuple(rest), kwargs))
+            if index == len(found) - 1:
+                raise _Stop
+            return x
+
+        return forward
+
+    before = [vars(block).get("forward") for block in found]
     try:
+        for index, block in enumerate(found):
+            block.forward = stand_in(index)
         for ids in inputs:
             try:
                 model(input_ids=ids, use_cache=False)
             except _Stop:
                 continue
     finally:
-        handle.remove()
-    return calls
+        for block, own in zip(found, before, strict=True):
+            vars(block).pop("forward", None)
+            if own is not None:
+                block.forward = own
+    return hidden, arguments
 
 
 def _run_block(

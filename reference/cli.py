@@ -23,6 +23,7 @@ from reference.cli_shared import (
     Tokens,
     Window,
     announce,
+    check_tokens,
     draw_calibration,
     losses,
     predicts,
@@ -152,7 +153,7 @@ def quantize(
     """
     from reference import checkpoint, ranks, workflow
     from reference.models import loading
-    from reference.pipeline import quantize_folder
+    from reference.pipeline import check_output, quantize_folder
     from reference.quantization.activations import ActivationSpec
     from reference.quantization.grid import QuantizationSpec
 
@@ -168,15 +169,18 @@ def quantize(
         raise ValueError(f"--moving-groups needs --format gptq: {format} has no place for the group index")
     folder = loading.resolve(model)
     loading.model_class(folder)
+    check_output(output)
     tokenizer = loading.load_tokenizer(folder)
     texts = read_texts(text, tokenizer, tokens) if evaluate and predicts(folder) else {}
     calibrated = method != "round_to_nearest" or activations == "static"
     drawn = draw_calibration(calibration, tokenizer, sequences, window) if calibrated else None
+    check_tokens(folder, window, [*(ids for ids, _ in texts.values()), *(drawn or [])])
     layer_bits = _bits_for(bits_for)
     if average_bits is not None:
         if layer_bits:
             raise ValueError("--average-bits and --bits-for exclude each other; give one of them")
         few = draw_calibration(calibration, tokenizer, 4, min(window, 256))
+        check_tokens(folder, window, few)
         layer_bits = _shared_out(folder, spec, average_bits, few, skip, drawn if method.endswith("gptq") else None)
     group = ranks.start()
     qualities: dict[str, dict] = {"before": {}, "after": {}}
@@ -240,14 +244,17 @@ def evaluate(
     without_progress_bars()
     place = _device(device)
     folder = loading.resolve(model)
+    other = None if against is None else loading.resolve(against)
+    for name, one in ((model, folder), (against, other)):
+        if one is not None and loading.model_class(one) and not predicts(one):
+            raise ValueError(f"{name!r} does not predict tokens (an encoder?), so it has no perplexity")
     network, tokenizer = _load_any(folder, place), loading.load_tokenizer(folder)
-    if not predicts(folder):
-        raise ValueError(f"{model!r} does not predict tokens (an encoder?), so it has no perplexity")
     texts = read_texts(text, tokenizer, tokens)
+    check_tokens(folder, window, (ids for ids, _ in texts.values()))
     quality = losses(network, texts, window, stride, "evaluating")
     report: dict[str, Any] = {"model": model, "quality": quality, "bytes": sizes(folder)}
-    if against is not None:
-        original = _load_any(loading.resolve(against), place)
+    if other is not None:
+        original = _load_any(other, place)
         report["against"] = against
         for name, (ids, _) in texts.items():
             result = evaluation.agreement(network, original, ids, window=min(window, len(ids)))

@@ -15,6 +15,7 @@ from reference.cli_shared import (
     Tokens,
     Window,
     announce,
+    check_tokens,
     draw_calibration,
     losses,
     predicts,
@@ -111,7 +112,7 @@ def prune(
     """
     from reference import checkpoint, ranks
     from reference.models import loading
-    from reference.pipeline import prune_folder
+    from reference.pipeline import check_output, prune_folder
     from reference.pruning import one_shot
     from reference.quantization.grid import QuantizationSpec
 
@@ -131,9 +132,11 @@ def prune(
     spec = None if bits is None else QuantizationSpec(bits, symmetric=symmetric, group_size=size)
     folder = loading.resolve(model)
     loading.model_class(folder)
+    check_output(output)
     tokenizer = loading.load_tokenizer(folder)
     texts = read_texts(text, tokenizer, tokens) if evaluate and predicts(folder) else {}
     drawn = draw_calibration(calibration, tokenizer, sequences, window) if method != "magnitude" else None
+    check_tokens(folder, window, [*(ids for ids, _ in texts.values()), *(drawn or [])])
     group = ranks.start()
     qualities: dict[str, dict] = {"before": {}, "after": {}}
 

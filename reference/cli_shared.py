@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,6 +83,24 @@ def draw_calibration(names: list[str], tokenizer: Any, sequences: int, length: i
         ids = text.encode(text.read(name, "calibration"), tokenizer)
         found += batches(ids, sequences=share, length=min(length, len(ids)))
     return found
+
+
+def check_tokens(folder: Path, window: int, texts: "Iterable[Tensor]") -> None:
+    """Refuse, before any work, windows that the model has no positions for and ids that it does not know.
+
+    ``texts`` are token ids, ``[tokens]`` or ``[sequences, tokens]``.
+    """
+    from reference.models import loading
+
+    longest, vocabulary = loading.limits(folder)
+    for ids in texts:
+        if longest is not None and min(window, ids.shape[-1]) > longest:
+            raise ValueError(f"--window is {window}; it may be 2 to {longest}, the model's positions")
+        if vocabulary is not None and ids.numel() and int(ids.max()) >= vocabulary:
+            raise ValueError(
+                f"the tokenizer in {str(folder)!r} makes id {int(ids.max())}, and the model knows {vocabulary} tokens: is it "
+                "another model's?"
+            )
 
 
 def losses(model: "PreTrainedModel", texts: dict, window: int, stride: int | None, label: str) -> dict:

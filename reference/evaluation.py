@@ -3,7 +3,8 @@
 import json
 import math
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -206,7 +207,7 @@ def agreement(model: nn.Module, original: nn.Module, tokens: Tensor, *, window: 
         batch: windows at once.
 
     Raises:
-        ValueError: the text is shorter than one window.
+        ValueError: the text is shorter than one window, or the vocabularies differ.
 
     Example:
         >>> from reference.models import tutorial
@@ -225,6 +226,10 @@ def agreement(model: nn.Module, original: nn.Module, tokens: Tensor, *, window: 
     for ids in tokens[: count * window].to(device).view(count, window).split(batch):
         ours = model(input_ids=ids).logits.float().log_softmax(-1)
         theirs = original(input_ids=ids).logits.float().log_softmax(-1)
+        if ours.shape != theirs.shape:
+            raise ValueError(
+                f"model predicts {ours.shape[-1]} tokens and original {theirs.shape[-1]}; their predictions do not compare"
+            )
         same += (ours.argmax(-1) == theirs.argmax(-1)).double().sum().item()
         divergence += (theirs.exp() * (theirs - ours)).sum(-1).double().sum().item()
     return Agreement(same / (count * window), divergence / (count * window))
@@ -252,13 +257,39 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor, *, batch: int = 1
     """
     if len(images) != len(labels) or not len(images):
         raise ValueError(f"images and labels must be equally many and some, got {len(images)} and {len(labels)}")
-    training = model.training
-    model.eval()
-    right = sum(
-        int((model(x).argmax(1) == y).sum()) for x, y in zip(images.split(batch), labels.split(batch), strict=True)
-    )
-    model.train(training)
+    with evaluating(model):
+        right = sum(
+            int((model(x).argmax(1) == y).sum()) for x, y in zip(images.split(batch), labels.split(batch), strict=True)
+        )
     return right / len(labels)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; after it each module has the mode that it had, also after an error.
+
+    ``model.train(before)`` at the end would put a batch norm that was frozen by hand back into training.
+
+    Args:
+        model: any module.
+
+    Example:
+        >>> model = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2).eval())
+        >>> with evaluating(model):
+        ...     [module.training for module in model]
+        [False, False]
+        >>> [module.training for module in model]
+        [True, False]
+
+    Chapter: none (plumbing: modes of modules)
+    """
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
 
 
 def size_on_disk(directory: str | Path) -> dict[str, int]:

@@ -5,6 +5,7 @@ import errno
 import os
 import shutil
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -121,7 +122,7 @@ def atomic_write(target: str | os.PathLike, data: bytes) -> None:
     Chapter: none (plumbing: writes files)
     """
     target = Path(target)
-    temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}")
+    temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}-{threading.get_ident()}")
     try:
         with temporary.open("wb") as file:
             file.write(data)

@@ -179,10 +179,30 @@ def prune_folder(
     )  # fmt: skip
 
 
-def _open(folder: Path, output: Path) -> tuple[StreamedModel, list[str]]:
-    """The model, and the names of its layers; refuses an output that is taken."""
+def check_output(output: Path) -> None:
+    """Refuse an output that is taken, before any work; what an earlier run left when it had written it is removed.
+
+    Args:
+        output: folder to create.
+
+    Raises:
+        FileExistsError: it holds something, or is or lies below a file.
+
+    Example:
+        >>> check_output(Path("/dev/null/small"))
+        Traceback (most recent call last):
+            ...
+        FileExistsError: output '/dev/null/small' lies below 'null', which is a file; name a folder
+
+    Chapter: none (checks)
+    """
     _clear_finished(_unfinished(output), output)
     check_target(output)
+
+
+def _open(folder: Path, output: Path) -> tuple[StreamedModel, list[str]]:
+    """The model, and the names of its layers; refuses an output that is taken."""
+    check_output(output)
     streamed = StreamedModel(folder)
     return streamed, [name for name, _ in block_linears(streamed.model)]
 

@@ -45,19 +45,13 @@ def pack(values: Tensor, bits: int) -> Tensor:
             f"values run from {int(values.min())} to {int(values.max())}; {bits} bits hold 0 to {2**bits - 1}"
         )
     rows, n = values.shape
-    # 32 values of b bits fill exactly b words, whatever b is: work on such blocks.
-    blocks = -(-n // 32)
-    padded = torch.zeros(rows, blocks * 32, dtype=torch.int64, device=values.device)
-    padded[:, :n] = values
-    padded = padded.view(rows, blocks, 32)
-    words = torch.zeros(rows, blocks, bits + 1, dtype=torch.int64, device=values.device)
-    for k in range(32):
-        word, shift = divmod(k * bits, 32)
-        shifted = padded[..., k] << shift
-        words[..., word] |= shifted & 0xFFFFFFFF
-        words[..., word + 1] |= shifted >> 32
-    stream = words[..., :bits].reshape(rows, blocks * bits)[:, : -(-n * bits // 32)]
-    return _to_int32(stream)
+    words = -(-n * bits // 32)
+    # 32 values of b bits fill exactly b words, whatever b is, and 8 of them b bytes, which one 64-bit number holds.
+    blocks = max(1, -(-n // 32))
+    runs = functional.pad(values, (0, blocks * 32 - n)).view(rows, blocks * 4, 8).to(torch.int64)
+    joined = (runs << torch.arange(0, 8 * bits, bits, device=values.device)).sum(-1)
+    stream = joined.view(torch.uint8).view(rows, blocks * 4, 8)[..., :bits].contiguous()
+    return stream.view(rows, blocks * 4 * bits).view(torch.int32)[:, :words].contiguous()
 
 
 def unpack(packed: Tensor, bits: int, n: int) -> Tensor:
@@ -96,11 +90,6 @@ def unpack(packed: Tensor, bits: int, n: int) -> Tensor:
         joined = (stream << torch.arange(0, 8 * bits, 8, device=packed.device)).sum(-1)
         values = (joined.unsqueeze(-1) >> torch.arange(0, 8 * bits, bits, device=packed.device)) & (2**bits - 1)
     return values.to(torch.uint8).reshape(rows, -1)[:, :n].contiguous()
-
-
-def _to_int32(words: Tensor) -> Tensor:
-    """Reinterpret unsigned 32-bit numbers held in int64 as int32."""
-    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
 
 
 def storage_dtype(weight: Tensor) -> torch.dtype:

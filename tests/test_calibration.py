@@ -1,19 +1,27 @@
 """The one-pass walk against the ordinary one, which runs a block again for every group."""
 
 import copy
+import warnings
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from reference import workflow
-from reference.calibration import batches, walk
+from reference.calibration import batches, capture, walk, walk_blocks, warn_of_few_tokens
 from reference.data import text
 from reference.evaluation import token_losses
 from reference.layers import QuantizedLinear
 from reference.models import tutorial
-from reference.models.families import block_linears, family_of
-from reference.quantization import gptq, grid
+from reference.models.families import block_linears, blocks, family_of
+from reference.quantization import CalibrationWarning, gptq, grid
 from reference.quantization.grid import QuantizationSpec
 
 SPEC = QuantizationSpec(3, group_size=16)
@@ -92,6 +100,45 @@ def test_each_block_runs_once_a_batch_and_blocks_finish_in_order() -> None:
     assert finished == [f"model.layers.{i}" for i in range(3)]
 
 
+def sliding() -> Gemma2ForCausalLM:
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, sliding_window=4, attn_implementation="eager", initializer_range=0.2,
+    )  # fmt: skip
+    return Gemma2ForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("make", [llama, opt, sliding])
+def test_every_block_is_called_as_the_model_calls_it(make) -> None:
+    # Gemma 2 is the case: its blocks take turns between a window of four tokens and all tokens.
+    model, ids = make(), torch.randint(0, 64, (2, 16))
+    expected = model(ids, output_hidden_states=True).hidden_states
+    found = []
+
+    def visit(_: str, block: torch.nn.Module, calls: list) -> list[torch.Tensor]:
+        assert torch.equal(calls[0][0][0], expected[len(found)])
+        found.append(capture(block, calls, ())[0])
+        return found[-1]
+
+    walk_blocks(model, [ids], visit)
+    assert len(found) == model.config.num_hidden_layers
+    assert not any("forward" in vars(block) for block in blocks(model))
+
+
+def test_calibration_runs_in_evaluation_mode_and_leaves_the_mode_alone() -> None:
+    model, inputs = opt(), [torch.randint(0, 64, (2, 16))]
+    seen: dict[bool, list[torch.Tensor]] = {False: [], True: []}
+    for training in seen:  # with dropout of a tenth, and layers dropped
+        model.train(training)
+        model.model.decoder.layerdrop = 0.5
+        state = torch.get_rng_state()
+        walk(model, inputs, observe=lambda _, x, to=seen[training]: to.append(x), solve=lambda _: {})
+        assert torch.equal(torch.get_rng_state(), state)
+        assert all(module.training is training for module in model.modules())
+    assert all(torch.equal(ours, other) for ours, other in zip(*seen.values(), strict=True))
+
+
 def test_hooks_are_gone_and_weights_untouched_after_an_error() -> None:
     model = llama()
     before = copy.deepcopy(model.state_dict())
@@ -115,6 +162,23 @@ def test_batches_are_windows_of_the_text_drawn_once_each() -> None:
     assert torch.equal(rows, torch.cat(batches(tokens, sequences=50, length=10, batch=8, seed=3)))
     with pytest.raises(ValueError, match="length 101 does not fit"):
         batches(tokens, sequences=1, length=101)
+
+
+def test_every_place_of_the_text_can_be_drawn_and_only_overlaps_are_said() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert batches(torch.arange(12), sequences=1, length=12)[0].tolist() == [list(range(12))]
+        batches(torch.arange(12), sequences=3, length=4)
+    with pytest.warns(CalibrationWarning, match="12 tokens and 3 sequences of 10"):
+        (rows,) = batches(torch.arange(12), sequences=3, length=10)
+    assert sorted(row[0] for row in rows.tolist()) == [0, 1, 2]
+    layers = {"down": torch.nn.Linear(4, 8), "up": torch.nn.Linear(8, 4)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_few_tokens([torch.zeros(2, 4)], layers)
+    for few in ([torch.zeros(1, 7)], None):
+        with pytest.warns(CalibrationWarning, match="fewer than the 8 inputs of up"):
+            warn_of_few_tokens(few, layers)
 
 
 def test_grid_of_a_solved_layer_is_reproduced_by_its_codes() -> None:

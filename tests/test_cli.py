@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tiny_models
 import torch
 from command_line import Result
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
@@ -312,6 +313,68 @@ def test_an_interrupt_leaves_nothing_and_shows_no_traceback(
     monkeypatch.setattr(LlamaForCausalLM, "state_dict", interrupt)
     assert run("quantize", model, *quantize_options(text, tmp_path / "out")).code == 130
     assert list(tmp_path.iterdir()) == []
+
+
+def calibrated(text: Path, output: Path) -> list[object]:
+    return ["--calibration", text, "--sequences", 4, "--output", output]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["evaluate"],
+        ["quantize", "--group-size", 32],
+        ["quantize", "--group-size", 32, "--no-evaluate", "--method", "gptq"],
+        ["quantize", "--group-size", 32, "--no-evaluate", "--average-bits", 4],
+        ["prune", "--method", "magnitude"],
+        ["prune", "--no-evaluate"],
+    ],
+)
+def test_a_window_beyond_the_models_positions_is_refused(
+    run: Callable, text: Path, tmp_path: Path, command: list
+) -> None:  # fmt: skip
+    model = tiny_models.save(tiny_models.build("opt", positions=64), tmp_path / "opt")
+    texts = ["--text", text, *(calibrated(text, tmp_path / "out") if command[0] != "evaluate" else [])]
+    result = run(command[0], model, *command[1:], *texts, "--window", 65)
+    refused(result, "--window is 65; it may be 2 to 64, the model's positions")
+    assert [path.name for path in tmp_path.iterdir()] == ["opt"]
+    short = ["evaluate", model, "--text", text, "--window", 512, "--tokens", 64]  # no text is as long as the window
+    assert run(*short).code == 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["quantize", "--method", "gptq"], ["quantize", "--average-bits", 4], ["prune"], ["prune", "--method", "wanda"]],
+)
+def test_a_tokenizer_that_knows_more_than_the_model_is_refused(
+    run: Callable, text: Path, tmp_path: Path, command: list
+) -> None:  # fmt: skip
+    model = tiny_models.build("llama")
+    model.resize_token_embeddings(64)
+    tiny_models.save(model, tmp_path / "llama")
+    result = run(
+        *command[:1],
+        tmp_path / "llama",
+        *command[1:],
+        "--no-evaluate",
+        "--window",
+        64,
+        *calibrated(text, tmp_path / "out"),
+    )
+    refused(result, "makes id 241, and the model knows 64 tokens: is it another model's?")
+    assert [path.name for path in tmp_path.iterdir()] == ["llama"]
+
+
+def test_against_a_model_of_another_kind_is_refused(
+    run: Callable, model: Path, text: Path, tmp_path: Path
+) -> None:  # fmt: skip
+    other = tiny_models.build("llama")
+    other.resize_token_embeddings(300)
+    tiny_models.save(other, tmp_path / "wider")
+    tiny_models.save(tiny_models.build("bert"), tmp_path / "bert")
+    options = ("--text", text, "--tokens", 100, "--window", 64, "--against")
+    refused(run("evaluate", model, *options, tmp_path / "bert"), "bert' does not predict tokens (an encoder?)")
+    refused(run("evaluate", model, *options, tmp_path / "wider"), "model predicts 256 tokens and original 300")
 
 
 def test_an_encoder_has_no_perplexity(run: Callable, text: Path, tmp_path: Path) -> None:

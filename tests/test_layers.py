@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from reference.layers import FEW_ROWS, QuantizedLinear
+from reference.quantization import formats, hqq
 from reference.quantization.grid import QuantizationSpec
 from reference.quantization.round_to_nearest import quantize_layer
 
@@ -195,6 +196,17 @@ def test_state_dict_reloads_when_loaded_through_the_parent() -> None:
     other(x)
     other.load_state_dict(saved.state_dict())
     assert torch.equal(other(x), saved(x))
+
+
+def test_a_layer_made_of_a_parameter_keeps_no_graph_of_it() -> None:
+    linear = nn.Linear(64, 32)
+    layer = QuantizedLinear.from_linear(linear, quantize_layer(linear.weight, QuantizationSpec(4, group_size=32)))
+    assert not layer.scale.requires_grad
+    assert torch.equal(copy.deepcopy(layer).scale, layer.scale)
+    assert not hqq.quantize_layer(linear.weight, QuantizationSpec(4)).zero_point.requires_grad
+    for name in ("nf4", "nvfp4", "fp8"):
+        found = formats.quantize(linear.weight, formats.FORMATS[name])
+        assert not found.block_scale.requires_grad, name
 
 
 def test_deepcopy_is_independent() -> None:

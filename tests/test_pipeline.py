@@ -2,13 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from reference import checkpoint, cli, pipeline, workflow
 from reference.calibration import batches, working_memory
@@ -136,6 +137,24 @@ def test_working_memory_counts_what_waits(folder: Path, drawn: list) -> None:
     assert needs["block"] == 4 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 96 + 2 * 64)
     assert needs["activations"] == 12 * 24 * (3 * 64 + 96) * 4
     assert needs["hessian"] == 12 * 96**2
+
+
+@pytest.mark.parametrize("change", ["quantize", "prune"])
+def test_how_a_model_generates_comes_along(folder: Path, tmp_path: Path, change: str) -> None:
+    mine = tmp_path / "mine"
+    shutil.copytree(folder, mine)
+    (mine / "generation_config.json").write_text('{"eos_token_id": [2, 5], "do_sample": true, "temperature": 0.7}')
+    if change == "quantize":
+        pipeline.quantize_folder(mine, tmp_path / "out", SPEC)
+    else:
+        pipeline.prune_folder(mine, tmp_path / "out", 0.5, method="magnitude")
+    written = GenerationConfig.from_pretrained(tmp_path / "out")
+    assert (written.eos_token_id, written.do_sample, written.temperature) == ([2, 5], True, 0.7)
+    assert LlamaForCausalLM.from_pretrained(tmp_path / "out").generation_config.eos_token_id == [2, 5]
+    (mine / "generation_config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"generation_config\.json' is damaged"):
+        pipeline.quantize_folder(mine, tmp_path / "again", SPEC)
+    assert not (tmp_path / "again").exists()
 
 
 def test_a_pattern_of_bits_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from xml.etree import ElementTree
 
+import book_paths
 import nbformat
 from book_paths import CACHE, ROOT, digest, files_below
 
@@ -198,3 +199,7 @@ def execute(notebooks: list[Path]) -> dict[Path, Record]:
     if problems:
         raise SystemExit("\n".join(problems))
     return records
+
+
+if __name__ == "__main__":
+    execute(book_paths.notebooks())

@@ -7,7 +7,7 @@ from itertools import islice
 
 from cases import QUICK_SHAPES, SHAPES, Case
 from cases.w4a16 import case
-from reference.kernels.w4a16 import PADDED, SOME, Few, OneRow, Plan, Tile
+from reference.kernels.w4a16 import DENSE, MANY, PADDED, SOME, Few, OneRow, Plan, Tile
 
 #: (outputs, blocks, warps, stages) of `few_rows`.
 EIGHT = [
@@ -35,6 +35,18 @@ TILES = [
     Tile(64, 64, 128, 4, 3, splits=2),
     Tile(64, 128, 128, 8, 3, splits=4),
 ]
+#: More than 64 rows: none spills at capability 9.0. The smaller ones share a multiprocessor, so that one program's
+#: products may hide another's unpacking.
+LARGE = [
+    *(MANY._replace(splits=splits) for splits in (1, 2, 4)),
+    *(Tile(64, 128, 64, 8, 3, splits=splits) for splits in (1, 2, 4)),
+    *(Tile(64, 64, 64, 4, 4, splits=splits) for splits in (1, 2, 4)),
+    *(Tile(128, 64, 64, 4, 4, splits=splits) for splits in (1, 2)),
+    Tile(128, 128, 128, 8, 3),
+    Tile(256, 64, 64, 8, 3),
+    DENSE,
+    DENSE._replace(outputs=16),
+]
 
 
 def named(plan: Plan) -> str:
@@ -55,13 +67,15 @@ def plans(rows: int) -> list[Plan]:
             Tile(16, 64, 128, 4, 4),
             Tile(16, 64, 128, 4, 4, splits=4),
         ]
+    if rows > 64:
+        return LARGE
     few = [Few(32, *rest) for rest in THIRTY_TWO] + [Few(16, 32, 4, 4, 3), Few(16, 32, 8, 8, 3)]
     return [*few, Few(32, 32, 4, 4, 2, early=True), *TILES]
 
 
 def cases(quick: bool) -> Iterator[Case]:
     shapes = QUICK_SHAPES if quick else {name: SHAPES[name] for name in ("7B attention", "7B up", "70B attention")}
-    for rows in (1, 4, 16) if quick else (1, 4, 8, 16, 32, 64):
+    for rows in (1, 4, 16) if quick else (1, 4, 8, 16, 32, 64, 128, 512):
         for outputs, columns in shapes.values():
             found = iter(plans(rows))
             part = 0

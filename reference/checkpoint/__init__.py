@@ -252,4 +252,4 @@ def _fill(model: PreTrainedModel, stored: dict[str, Tensor], folder: Path) -> No
             raise ValueError(
                 f"{name} has shape {tuple(tensor.shape)}; config.json asks for {tuple(wanted[name].shape)}"
             )
-        wanted[name].copy_(tensor)
+    model.load_state_dict(stored, strict=False)  # by each module's own hand: GPT-2's layers are transposed in the files

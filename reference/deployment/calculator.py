@@ -151,7 +151,8 @@ def throughput(
 ) -> float:
     """Tokens of answers per second, at most, when ``batch`` prompts are read and then answered in step.
 
-    A step's time grows linearly with the context, so the step at the mean context, ``prompt + answer / 2``, stands for all.
+    Reading gives the first token of each answer, steps the others. A step's time grows linearly with the context, so the
+    step at the mean context, ``prompt + answer / 2``, stands for all.
 
     Args:
         shape: the model.
@@ -181,7 +182,7 @@ def throughput(
     options = {"batch": batch, "memory_efficiency": memory_efficiency, "rate_efficiency": rate_efficiency}
     reading = prefill_seconds(shape, scheme, device, prompt=prompt, **options)  # type: ignore[arg-type]
     step = step_seconds(shape, scheme, device, context=prompt + answer // 2, **options)  # type: ignore[arg-type]
-    return batch * answer / (reading + answer * step)
+    return batch * answer / (reading + (answer - 1) * step)
 
 
 def needed(shape: DecoderShape, scheme: Scheme, *, batch: int, context: int) -> DecoderMemory:

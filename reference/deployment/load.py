@@ -72,7 +72,7 @@ def ask(address: str, model: str, prompt: str, *, tokens: int, silence: float = 
     try:
         connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
         return _read(connection.getresponse(), start)
-    except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
+    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
         return Answer(total=time.perf_counter() - start, error=f"{type(error).__name__}: {error}")
     finally:
         connection.close()
@@ -89,15 +89,23 @@ def _check(address: str, tokens: int) -> tuple[str, int | None]:
 
 
 def _read(response: http.client.HTTPResponse, start: float) -> Answer:
-    """Server-sent events: a line ``data: {…}`` for each part of the text, the last of them with the usage."""
+    """Server-sent events: a line ``data: {…}`` for each part of the text, the last of them with the usage.
+
+    That the stream ends proves nothing: it does so too where the server dies. A whole answer ends with ``[DONE]``, with
+    the reason why no more text comes, or with the usage.
+    """
     if response.status != 200:
         raise ValueError(f"status {response.status}: {response.read(500).decode(errors='replace')}")
-    text, tokens, times = "", 0, []
+    text, tokens, times, whole = "", 0, [], False
     for raw in response:
         line = raw.decode("utf-8").strip()
-        if not line.startswith("data:") or line == "data: [DONE]":
+        if not line.startswith("data:"):
             continue
-        event = json.loads(line.removeprefix("data:"))
+        data = line.removeprefix("data:").strip()
+        if data == "[DONE]":
+            whole = True
+            continue
+        event = json.loads(data)
         if "error" in event:
             raise ValueError(event["error"])
         part = event["choices"][0]["text"] if event["choices"] else ""
@@ -106,8 +114,11 @@ def _read(response: http.client.HTTPResponse, start: float) -> Answer:
             text += part
         if event.get("usage"):
             tokens = event["usage"]["completion_tokens"]
+        whole |= bool(event.get("usage") or (event["choices"] and event["choices"][0].get("finish_reason")))
     if not times:
         raise ValueError("the server ended the answer without any text")
+    if not whole:
+        raise ValueError(f"the answer broke off after {len(times)} parts")
     gaps = tuple(later - earlier for earlier, later in itertools.pairwise(times))
     return Answer(text, tokens, times[0], gaps, time.perf_counter() - start)
 

@@ -72,6 +72,9 @@ def current(root: str | os.PathLike) -> Path:
 def promote(root: str | os.PathLike, name: str) -> Path:
     """Put a release into service. Whoever reads meanwhile finds the old one or the new one.
 
+    A release that is in service already stays there, and is not noted a second time: :func:`rollback` still leads away
+    from it.
+
     Args:
         root: folder that holds the releases.
         name: of a folder directly below it, a checkpoint whose files are whole.
@@ -95,10 +98,12 @@ def promote(root: str | os.PathLike, name: str) -> Path:
     Chapter: deployment/production
     """
     folder = Path(root) / name
-    if Path(name).name != name or not (folder / "config.json").is_file():
+    if Path(name).name != name or name == ".." or not (folder / "config.json").is_file():
         raise ValueError(f"name is {name!r}; it may be a folder below {str(root)!r} with a config.json")
     tensor_bytes(folder)  # refuses files that are cut short in their header, and a folder without any
-    _point(root, [*history(root), name])
+    names = history(root)
+    if names[-1:] != [name]:
+        _point(root, [*names, name])
     return folder
 
 

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+#: Probability that reported log-probabilities of 32 bits cannot tell from 0, once they are added up.
+_ROUNDING = 1e-6
+
 
 class Shadow(NamedTuple):
     """One number a request, float64 ``[requests]`` each.
@@ -92,7 +95,8 @@ def logprob_divergence(current: Sequence[Mapping[str, float]], candidate: Sequen
         candidate: the same for the same positions of the same text.
 
     Returns:
-        The mean over positions; infinite where the candidate leaves no room for what the current model expects.
+        The mean over positions; infinite where the candidate reports as impossible what the current model expects. Its
+        rest is taken to be a millionth at least: reported numbers, rounded to float32, tell no less.
 
     Raises:
         ValueError: positions differ in number, there are none, or one reports nothing in common.
@@ -115,7 +119,6 @@ def logprob_divergence(current: Sequence[Mapping[str, float]], candidate: Sequen
         if not common:
             raise ValueError("the two sides report no common token at a position; ask for more log-probabilities")
         pairs = [(math.exp(ours[token]), math.exp(theirs[token])) for token in common]
-        pairs.append((max(0.0, 1 - sum(p for p, _ in pairs)), max(0.0, 1 - sum(q for _, q in pairs))))
-        # Below 1e-9 the rest is the rounding of the reported numbers.
-        total += sum(p * math.log(p / q) if q > 0 else math.inf for p, q in pairs if p > 1e-9)
+        pairs.append((max(0.0, 1 - sum(p for p, _ in pairs)), max(_ROUNDING, 1 - sum(q for _, q in pairs))))
+        total += max(0.0, sum(p * math.log(p / q) if q > 0 else math.inf for p, q in pairs if p > 0))
     return total / len(current)

@@ -20,6 +20,9 @@ from torch import Tensor
 
 from reference.distillation.confidence import confidence
 
+#: Share of a budget by which the mean of equal costs can lie above it, being rounded.
+_ROUNDING = 1e-12
+
 
 class Answer(NamedTuple):
     """What a cascade returns for a batch.
@@ -195,7 +198,7 @@ def choose_thresholds(
         outcome = replay(confidences, quality, costs, thresholds)
         spent = float(outcome.cost.mean())
         score = (float(outcome.quality.mean()), -spent)
-        if spent <= budget and (best is None or score > best):
+        if spent <= budget * (1 + _ROUNDING) and (best is None or score > best):
             best, found = score, thresholds
     return found
 

@@ -42,6 +42,7 @@ def logits_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0, *, m
         raise ValueError(f"student has shape {tuple(student.shape)}, teacher {tuple(teacher.shape)}; they must agree")
     if mask is not None:
         student, teacher = _real(student, mask), _real(teacher, mask)
+    _some(student)
     vocabulary = student.shape[-1]
     ours = (student.float() / temperature).log_softmax(-1).reshape(-1, vocabulary)
     theirs = (teacher.float() / temperature).log_softmax(-1).reshape(-1, vocabulary)
@@ -90,6 +91,7 @@ def hidden_loss(
         )
     if mask is not None:
         ours, teacher = _real(ours, mask), _real(teacher, mask)
+    _some(ours)
     if kind == "mse":
         return (ours.float() - teacher.float()).square().mean()
     return 1 - functional.cosine_similarity(ours.float(), teacher.float(), dim=-1).mean()
@@ -126,6 +128,7 @@ def attention_loss(student: Tensor, teacher: Tensor, *, mask: Tensor | None = No
     ours, theirs = student.float().transpose(1, 2), teacher.float().transpose(1, 2)  # [batch, queries, heads, keys]
     if mask is not None:
         ours, theirs = _real(ours, mask), _real(theirs, mask)
+    _some(ours)
     tiny = torch.finfo(torch.float32).tiny
     terms = torch.special.xlogy(theirs, theirs) - theirs * ours.clamp_min(tiny).log()
     return terms.sum(-1).mean()
@@ -170,3 +173,9 @@ def _real(values: Tensor, mask: Tensor) -> Tensor:
     if not mask.any():
         raise ValueError("mask is False everywhere; one position or more must count")
     return values[mask]
+
+
+def _some(values: Tensor) -> None:
+    """Refuse nothing at all: its mean is no number."""
+    if not values.numel():
+        raise ValueError(f"student has shape {tuple(values.shape)}: no position counts")

@@ -139,7 +139,8 @@ def within(points: Sequence[Point], budget: float) -> Point:
 def greedy(costs: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]], budget: float) -> Point:
     """Start from the smallest options; again and again take the step that lowers the cost most per byte and still fits.
 
-    Optimal where it ends exactly on a corner of the convex hull of the frontier, and near it elsewhere.
+    Optimal where the budget is the size of a corner of the frontier's convex hull, and near it elsewhere: with bytes left
+    over, fewer of one layer and more of another may be better.
 
     Args:
         costs, sizes: as :func:`frontier`.

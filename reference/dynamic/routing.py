@@ -40,7 +40,8 @@ def features(embedding: Tensor, token_ids: Tensor) -> Tensor:
     if token_ids.ndim != 2:
         raise ValueError(f"token_ids has shape {tuple(token_ids.shape)}; it must be [requests, length]")
     ordered = token_ids.sort(-1).values
-    repeated = (ordered[:, 1:] == ordered[:, :-1]).float().mean(-1, keepdim=True)
+    repeats = (ordered[:, 1:] == ordered[:, :-1]).float().sum(-1, keepdim=True)
+    repeated = repeats / max(1, token_ids.shape[1] - 1)
     return torch.cat([embedding.float()[token_ids].mean(1), repeated], -1)
 
 

@@ -74,7 +74,7 @@ class TokenSkippingMLP(nn.Module):
         if self.threshold == float("-inf"):
             return self.mlp(hidden)
         rows = hidden.reshape(-1, hidden.shape[-1])
-        picked = (self.router(rows).squeeze(-1) >= self.threshold).nonzero().squeeze(-1)
+        picked = (self.router(rows).float().squeeze(-1) >= self.threshold).nonzero().squeeze(-1)
         output = torch.zeros_like(rows)
         if len(picked):
             output[picked] = self.mlp(rows[picked]).to(output.dtype)

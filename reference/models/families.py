@@ -153,7 +153,8 @@ def family_of(model: nn.Module) -> Family:
     """The table row of ``model``, by its ``config.model_type``.
 
     Args:
-        model: from transformers; a task's head on an encoder is passed through.
+        model: from transformers; a task's head on an encoder is passed through. An OPT whose norms stand behind the
+            residual has no ``scalings``.
 
     Raises:
         ValueError: the architecture is not in the table; the message names those that are.
@@ -165,7 +166,10 @@ def family_of(model: nn.Module) -> Family:
 
     Chapter: none (look-up)
     """
-    family = family_of_type(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
+    config = getattr(model, "config", None)
+    family = family_of_type(getattr(config, "model_type", type(model).__name__))
+    if family is _OPT and not getattr(config, "do_layer_norm_before", True):  # OPT-350M: norms behind the residual
+        return replace(family, scalings=())
     if family is _BERT and hasattr(model, "bert"):  # an encoder below a task's head
         return replace(family, blocks=f"bert.{family.blocks}", embedding=f"bert.{family.embedding}")
     return family

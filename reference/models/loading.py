@@ -131,13 +131,39 @@ def float_config(folder: Path) -> PreTrainedConfig:
 
     Chapter: none (loading)
     """
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except Exception as error:  # a wrong field: the types of error are the config class's own
-        raise ValueError(f"{str(folder / 'config.json')!r} is damaged: {_first_line(error)}") from error
+    config = _config(folder)
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(f"{str(folder)!r} is quantised already; start from the float model")
     return config
+
+
+def limits(folder: Path) -> tuple[int | None, int | None]:
+    """The most tokens that the model can see at once, and how many it knows.
+
+    Args:
+        folder: of :func:`resolve`; the model may be quantised.
+
+    Returns:
+        ``(positions, vocabulary)``, each None where ``config.json`` does not say.
+
+    Raises:
+        ValueError: ``config.json`` is damaged.
+
+    Example:
+        >>> limits(resolve("tutorial"))
+        (512, 4096)
+
+    Chapter: none (loading)
+    """
+    config = _config(folder)
+    return getattr(config, "max_position_embeddings", None), getattr(config, "vocab_size", None)
+
+
+def _config(folder: Path) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except Exception as error:  # a wrong field: the types of error are the config class's own
+        raise ValueError(f"{str(folder / 'config.json')!r} is damaged: {_first_line(error)}") from error
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:

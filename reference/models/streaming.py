@@ -10,7 +10,7 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from reference.models import loading
 from reference.models.conv1d import linearize
@@ -118,6 +118,11 @@ class StreamedModel:
             model = (getattr(kind, "_from_config", None) or kind.from_config)(config, dtype=self.dtype)
         linearize(model)
         self.model: PreTrainedModel = model.eval()
+        if (folder / "generation_config.json").is_file():  # else the model's, made from config.json, holds
+            try:
+                self.model.generation_config = GenerationConfig.from_pretrained(folder)
+            except Exception as error:  # OSError where it is no JSON, TypeError where it is no object
+                raise ValueError(f"{str(folder / 'generation_config.json')!r} is damaged: {error}") from error
         self._names = self._match()
         self.streams = bool(self._names)
         if not self.streams:  # transformers renames while it loads

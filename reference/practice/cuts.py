@@ -103,8 +103,8 @@ def cuts(model: nn.Module, batches: list[Tensor], wanted: int, most: int, *, mul
     Args:
         model: in float32, of a family whose units are known.
         batches: token ids ``[batch, length]``.
-        wanted: weights that the cut should remove, over all blocks; neurons go in this number, rounded, heads one
-            key-value head with all its query heads in each block.
+        wanted: weights that the cut should remove, over all blocks; neurons go in this number, rounded; of heads one
+            key-value head with all its query heads in each block, or as many as a model that can be saved needs.
         most: weights that it may remove.
         multiple: the number of neurons that stays is a multiple of this.
 
@@ -149,9 +149,17 @@ def _possible(model: nn.Module, wanted: int, multiple: int) -> list[tuple[list[G
     found = [(neurons, count / size, "neurons")] if count < size else []
     if blocks.TABLE[model.config.model_type][1]:  # type: ignore[index, union-attr]
         heads = blocks.heads(model)
-        if heads[0].size > 1:
-            found.append((heads, 1 / heads[0].size, "heads"))
+        if gone := _fewest_heads(model.config, heads[0].size):
+            found.append((heads, gone / heads[0].size, "heads"))
     return found
+
+
+def _fewest_heads(config: Any, size: int) -> int:
+    """Key-value heads to remove so that the configuration can say what is left; 0 where no number does."""
+    queries = config.num_attention_heads // (getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    whole = config.model_type in blocks.DIVIDING
+    fits = [gone for gone in range(1, size) if not whole or config.hidden_size % ((size - gone) * queries) == 0]
+    return fits[0] if fits else 0
 
 
 def _mean_loss(model: nn.Module, batches: list[Tensor], loss: Callable = next_token_loss) -> float:

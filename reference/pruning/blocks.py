@@ -19,6 +19,8 @@ TABLE = {
     "opt": ("ffn_dim", False),  # its attention computes the heads' width from the hidden size
     "bert": ("intermediate_size", True),
 }
+#: Families whose configurations refuse a number of query heads that does not divide the hidden size.
+DIVIDING = ("llama", "gemma2")
 
 
 def neurons(model: nn.Module) -> list[Group]:
@@ -80,16 +82,20 @@ def heads(model: nn.Module) -> list[Group]:
     config: Any = model.config
     if not removable:
         raise ValueError(f"model is of type {config.model_type!r}, whose heads cannot be removed here")
-    count = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     first, last, _, _ = family_of(model).sublayers
-    return [_group(path, model, first, last[0], count) for path, _ in _named_blocks(model)]
+    # From the layers: BERT's configuration cannot say that heads were removed before.
+    return [
+        _group(path, model, first, last[0], _size(block, first[1], "out_features") // _head_dim(model))
+        for path, block in _named_blocks(model)
+    ]
 
 
 def update_config(model: nn.Module) -> None:
     """Make the configuration and the heads' counters of ``model`` say what its layers' shapes are, in place.
 
     With all blocks of one shape, ``save_pretrained`` and ``from_pretrained`` then work; except where the family computes
-    the heads' width from the hidden size (BERT): fewer heads live in memory only.
+    the heads' width from the hidden size (BERT): fewer heads live in memory only. So do those of a family in ``DIVIDING``
+    where the hidden size is no multiple of the number of query heads: the library refuses to save them.
 
     Args:
         model: of a family in ``TABLE``, its blocks cut alike.
@@ -113,7 +119,7 @@ def update_config(model: nn.Module) -> None:
     qkv, _, _, (last,) = family_of(model).sublayers
     width = _common(model, last, "in_features")
     old_heads = config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // old_heads
+    head_dim = _head_dim(model)
     query, key = (_common(model, name, "out_features") // head_dim for name in qkv[:2])
     setattr(config, _row(model)[0], width)
     for _, block in _named_blocks(model):
@@ -132,6 +138,11 @@ def _row(model: nn.Module) -> tuple[str, bool]:
     if kind not in TABLE:
         raise ValueError(f"model is of type {kind!r}; its neurons and heads are known for {', '.join(sorted(TABLE))}")
     return TABLE[kind]
+
+
+def _head_dim(model: nn.Module) -> int:
+    config: Any = model.config
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def _named_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:

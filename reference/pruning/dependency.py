@@ -17,6 +17,8 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional
 
+from reference.evaluation import evaluating
+
 
 @dataclass(frozen=True)
 class Slice:
@@ -118,15 +120,12 @@ def groups(model: nn.Module, example: Tensor) -> list[Group]:
 
     Chapter: pruning/structured
     """
-    training = model.training
     try:
-        graph = fx.symbolic_trace(model.eval())
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
+            graph = fx.symbolic_trace(model)
             ShapeProp(graph).propagate(example)
     except fx.proxy.TraceError as error:
         raise ValueError(f"{type(model).__name__} cannot be traced by torch.fx: {error}") from error
-    finally:
-        model.train(training)
     walk = _Walk(graph)
     for node in graph.graph.nodes:
         walk.visit(node)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reference.evaluation import evaluating
 from reference.pruning.dependency import NORMS, Group, Slice
 
 Scores = dict[str, Tensor]
@@ -84,16 +85,15 @@ def taylor_scores(
 
     Chapter: pruning/structured
     """
-    free, training = _free(groups), model.training
+    free = _free(groups)
     scores = {group.name: torch.zeros(group.size, dtype=torch.float64) for group in free}
     readers: dict[str, Any] = {
         part.layer: model.get_submodule(part.layer).weight for group in free for part in _readers(group)
     }
-    model.eval()
     count = 0
     for batch in batches:
         count += 1
-        with torch.enable_grad():
+        with evaluating(model), torch.enable_grad():
             gradients = torch.autograd.grad(loss(model, batch), list(readers.values()))
         product = {
             name: (weight.detach().double() * gradient.double()).transpose(0, 1).flatten(1).sum(1)
@@ -104,7 +104,6 @@ def taylor_scores(
             for part in _readers(group):
                 _add(gate, part, product[part.layer])
             scores[group.name] += gate.square()
-    model.train(training)
     if not count:
         raise ValueError("batches is empty; the gradient needs at least one")
     return {name: total / count for name, total in scores.items()}
@@ -138,7 +137,7 @@ def activation_scores(
 
     Chapter: pruning/structured
     """
-    free, training = _free(groups), model.training
+    free = _free(groups)
     names = {part.layer for group in free for part in _readers(group)}
     total: dict[str, Any] = dict.fromkeys(names, 0.0)
     rows = dict.fromkeys(names, 0)
@@ -152,14 +151,13 @@ def activation_scores(
         return hook
 
     hooks = [model.get_submodule(name).register_forward_pre_hook(watch(name)) for name in sorted(names)]
-    model.eval()
     try:
-        for batch in batches:
-            run(model, batch)
+        with evaluating(model):
+            for batch in batches:
+                run(model, batch)
     finally:
         for handle in hooks:
             handle.remove()
-        model.train(training)
     if not all(rows.values()):
         raise ValueError("batches is empty, or a layer was not run; the mean needs at least one batch")
     scores = {group.name: torch.zeros(group.size, dtype=torch.float64) for group in free}

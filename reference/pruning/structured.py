@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from reference.evaluation import evaluating
 from reference.pruning.blocks import TABLE, update_config
 from reference.pruning.dependency import NORMS, Group
 
@@ -143,7 +144,7 @@ def cost(model: nn.Module, *inputs: Any, **keywords: Any) -> Cost:
     """Count parameters, and products from the shapes that pass through the layers in one real call.
 
     Args:
-        model: any module; products inside attention or outside of layers do not count.
+        model: any module, called in evaluation mode; products inside attention or outside of layers do not count.
         inputs, keywords: what it is called with.
 
     Returns:
@@ -162,9 +163,12 @@ def cost(model: nn.Module, *inputs: Any, **keywords: Any) -> Cost:
         products += output.numel() * layer.weight[0].numel()
 
     hooks = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    model(*inputs, **keywords)
-    for handle in hooks:
-        handle.remove()
+    try:
+        with evaluating(model):
+            model(*inputs, **keywords)
+    finally:
+        for handle in hooks:
+            handle.remove()
     return Cost(sum(p.numel() for p in model.parameters()), products)
 
 

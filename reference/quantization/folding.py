@@ -102,6 +102,9 @@ class TrainedConv2d(nn.Module):
         clip: first value at which the input, which must not be negative, is clipped; None leaves it alone.
         input_bits: of the clipped input.
 
+    Raises:
+        ValueError: the convolution pads by something else than zeros.
+
     Example:
         >>> convolution = nn.Conv2d(1, 1, (1, 3), bias=False)
         >>> convolution.weight.data = torch.tensor([[[[-1.0, 0.25, 2.0]]]])
@@ -118,6 +121,8 @@ class TrainedConv2d(nn.Module):
         self, convolution: nn.Conv2d, spec: QuantizationSpec, *, clip: float | None = None, input_bits: int = 8
     ) -> None:
         super().__init__()
+        if convolution.padding_mode != "zeros":
+            raise ValueError(f"convolution pads by {convolution.padding_mode!r}; only zero padding can be trained")
         self.shape, self.input_bits = convolution.weight.shape, input_bits
         self.stride, self.padding = convolution.stride, convolution.padding
         self.dilation, self.groups = convolution.dilation, convolution.groups
@@ -131,4 +136,5 @@ class TrainedConv2d(nn.Module):
         if self.clip is not None:
             x = pact(x, self.clip, self.input_bits)
         weight = self.rows.quantized_weight.reshape(self.shape).to(x.dtype)
-        return functional.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return functional.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)

@@ -68,7 +68,7 @@ class ElementFormat:
         """Codes of the nearest values; ties go to the even code, values beyond the table to its end.
 
         Args:
-            x: floating point, any shape, without NaN.
+            x: floating point, any shape, without NaN; infinity lies beyond the table.
 
         Returns:
             uint8 of the shape of ``x``.
@@ -90,7 +90,7 @@ def _nearest(x: Tensor, magnitudes: Tensor, bits: int) -> Tensor:
     middles = (magnitudes[1:] + magnitudes[:-1]) / 2
     size = x.abs().double()
     below = torch.bucketize(size, middles)  # a tie counts as below
-    tie = size == torch.cat((middles, middles.new_full((1,), torch.inf)))[below]
+    tie = size == torch.cat((middles, middles.new_full((1,), torch.nan)))[below]  # beyond the table there is none
     codes = below + (tie & (below % 2 == 1))
     return (codes + (x.signbit() << (bits - 1))).to(torch.uint8)
 
@@ -299,6 +299,7 @@ class FloatTensor:
         return sum(t.nbytes for t in (self.packed, self.scale, self.tensor_scale) if t is not None)
 
 
+@torch.no_grad()
 def quantize(x: Tensor, form: BlockFormat) -> FloatTensor:
     """Round a matrix to a table, block by block along its last axis.
 

@@ -78,6 +78,7 @@ def shrink(error: Tensor, penalty: float, exponent: float) -> Tensor:
     return error.sign() * (size - size.pow(exponent - 1) / penalty).clamp(min=0)
 
 
+@torch.no_grad()
 def quantize_layer(
     weight: Tensor,
     spec: QuantizationSpec,

@@ -69,7 +69,8 @@ class ScalesLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = grid.dequantize(self.codes, self.scale, self.zero_point, self.spec)
-        return functional.linear(x, weight.to(x.dtype), self.bias)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return functional.linear(x, weight.to(x.dtype), bias)
 
     @torch.no_grad()
     def converted(self) -> QuantizedLinear:

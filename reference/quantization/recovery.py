@@ -40,6 +40,7 @@ def parameter_groups(
 
     Chapter: quantization/quantization_aware
     """
+    embedded = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
     kinds: dict[str, list[nn.Parameter]] = {"weights": [], "steps": [], "rest": []}
     for name, parameter in model.named_parameters():
         last = name.rpartition(".")[2]
@@ -47,7 +48,7 @@ def parameter_groups(
             continue
         if last in _STEPS:
             kinds["steps"].append(parameter)
-        elif parameter.ndim >= 2 and "embed" not in name and "lm_head" not in name:
+        elif parameter.ndim >= 2 and id(parameter) not in embedded and "lm_head" not in name:
             kinds["weights"].append(parameter)
         elif rest_rate == 0:
             parameter.requires_grad_(False)

@@ -8,6 +8,7 @@ from reference.quantization.grid import QuantizationSpec
 from reference.tensors import QuantizedTensor, storage_dtype
 
 
+@torch.no_grad()
 def quantize_layer(
     weight: Tensor, spec: QuantizationSpec, *, scale_dtype: torch.dtype | None = None, name: str = "weight"
 ) -> QuantizedTensor:

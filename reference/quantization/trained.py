@@ -41,7 +41,7 @@ class TrainedLinear(nn.Module):
         start: the grid to start from; its codes are reproduced at the first step (see :func:`into_cells`).
         activations: how the input is quantised; None leaves it alone.
         input_scale: ``[1]``, first step of static activations.
-        scaled: whether LSQ's gradient factor is applied to steps and zero points.
+        scaled: whether LSQ's gradient factor is applied to steps; zero points get their gradient as it is.
         mask: see :func:`reference.quantization.quantization_aware.fake_quantize`.
         depth: how far from the edges of their cells weights start, see :func:`into_cells`.
 
@@ -132,7 +132,8 @@ class TrainedLinear(nn.Module):
                 low, high = self.activations.lowest, self.activations.highest
                 x = lsq(x.float(), step, low, high, factor=self.input_factor, mask=self.mask).to(x.dtype)
         weight, self._rounded = self._rounded, None
-        return functional.linear(x, (self.quantized_weight if weight is None else weight).to(x.dtype), self.bias)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return functional.linear(x, (self.quantized_weight if weight is None else weight).to(x.dtype), bias)
 
     @torch.no_grad()
     def tensor(self) -> QuantizedTensor:
@@ -191,7 +192,7 @@ def round_together(model: nn.Module) -> nn.Module:
             sizes = [layer.log_step.numel() for layer in layers]
             groups = torch.cat([layer.weight.reshape(-1, spec.group_size) for layer in layers])
             step = torch.cat([layer.log_step.reshape(-1, 1) for layer in layers]).exp()
-            key = spec, step.device
+            key = spec, dtype, mask, step.device
             if key not in factors:  # copied to the device once
                 rows = [layer.factor for layer, size in zip(layers, sizes, strict=True) for _ in range(size)]
                 factors[key] = torch.tensor(rows, device=step.device)[:, None]

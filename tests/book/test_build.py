@@ -107,6 +107,76 @@ def test_a_glued_value_is_named_in_the_difference():
     )
 
 
+def test_a_fingerprint_is_of_what_must_repeat_wherever_its_cell_stands():
+    cells = [([printed("0.25"), data(image_png="one")], ()), ([printed("2 s")], ("timing",))]
+    moved = [([], ()), ([printed("0.25"), data(image_png="two")], ()), ([printed("3 s")], ("timing",))]
+    assert execute_twice.fingerprint(notebook(*cells)) == execute_twice.fingerprint(notebook(*moved))
+    for other in (([printed("0.26")], ()), ([printed("0.25"), glued("1")], ()), ([data(text_plain="0.25")], ())):
+        assert execute_twice.fingerprint(notebook(*cells)) != execute_twice.fingerprint(notebook(other))
+    texts = [notebook(([data(text_plain=a), data(text_plain=b)], ())) for a, b in (("ab", "c"), ("a", "bc"))]
+    assert execute_twice.fingerprint(texts[0]) != execute_twice.fingerprint(texts[1])
+
+
+@pytest.fixture
+def two_books(tmp_path, monkeypatch):
+    """Two notebooks; what a first and a second execution of each prints, to be set; the books of each second execution."""
+    books = [book_paths.Path("notebooks/a.ipynb"), book_paths.Path("notebooks/b.ipynb")]
+    first, second, executed = dict.fromkeys(books, "1"), dict.fromkeys(books, "1"), []
+
+    def write(folder, printing, wanted):
+        for book in wanted:
+            (folder / book).parent.mkdir(parents=True, exist_ok=True)
+            nbformat.write(notebook(([printed(printing[book])], ())), folder / book)
+        return dict.fromkeys(wanted, (1.0, 1.0))
+
+    def run(wanted, folder):
+        executed.append([book.stem for book in wanted])
+        return write(folder, second, wanted)
+
+    monkeypatch.setattr(execute_twice, "notebooks", lambda: books)
+    monkeypatch.setattr(execute_twice, "ROOT", tmp_path)
+    monkeypatch.setattr(execute_twice, "RECORD", tmp_path / "outputs.json")
+    monkeypatch.setattr(execute_twice, "SCRATCH", tmp_path / "twice")
+    monkeypatch.setattr(book_execute, "EXECUTED", tmp_path / "executed")
+    monkeypatch.setattr(book_execute, "execute", lambda wanted: write(tmp_path / "executed", first, wanted))
+    monkeypatch.setattr(book_execute, "run", run)
+    return books, first, second, executed
+
+
+def test_only_outputs_that_are_not_the_recorded_ones_are_executed_again(two_books):
+    (a, _), first, second, executed = two_books
+    execute_twice.main(["--unrecorded"])  # nothing is recorded yet
+    execute_twice.main(["--unrecorded"])  # all is
+    first[a] = second[a] = "2"
+    execute_twice.main(["--unrecorded"])  # a's number moved
+    execute_twice.main([])
+    execute_twice.main(["--unrecorded"])
+    assert executed == [["a", "b"], ["a"], ["a", "b"]]
+
+
+def test_outputs_that_do_not_repeat_are_not_recorded(two_books):
+    (a, _), first, second, executed = two_books
+    execute_twice.main([])
+    before = execute_twice.recorded()
+    first[a], second[a] = "2", "3"
+    for arguments in ([], ["--unrecorded"], ["--unrecorded"]):
+        with pytest.raises(SystemExit, match=r"(?s)two executions differ.*a\.ipynb.*-.*2.*\+.*3"):
+            execute_twice.main(arguments)
+        assert execute_twice.recorded() == before
+    assert executed[1:] == [["a", "b"], ["a"], ["a"]]
+
+
+def test_a_second_execution_that_fails_is_an_error(two_books, monkeypatch):
+    monkeypatch.setattr(book_execute, "run", lambda wanted, folder: {})
+    with pytest.raises(SystemExit, match="b.ipynb: failed"):
+        execute_twice.main(["--unrecorded"])
+    assert execute_twice.recorded() == {}
+
+
+def test_recorded_outputs_are_of_the_books_notebooks():
+    assert set(execute_twice.recorded()) <= {book.as_posix() for book in BOOK}
+
+
 def test_run_times_are_shown():
     table = book_stage.run_times({BOOK[0]: RECORD})
     assert "| 12.3 | 20.0 | 2026-01-31 | a CPU, 2 cores |" in table

@@ -19,7 +19,7 @@ from reference.deployment import releases
 
 def release(root, name):
     folder = root / name
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text("{}")
     save_file({"weight": torch.zeros(2)}, folder / "model.safetensors")
 
@@ -27,8 +27,8 @@ def release(root, name):
 @pytest.fixture
 def root(tmp_path):
     for name in ("v1", "v2", "v3"):
-        release(tmp_path, name)
-    return tmp_path
+        release(tmp_path / "releases", name)
+    return tmp_path / "releases"
 
 
 @settings(max_examples=40, deadline=None)
@@ -40,7 +40,7 @@ def test_any_sequence_follows_a_list(tmp_path_factory, steps):
     expected: list[str] = []
     for step in steps:
         if step != "back":
-            expected.append(step)
+            expected += [] if expected[-1:] == [step] else [step]
             assert releases.promote(root, step) == root / step
         elif len(expected) > 1:
             expected.pop()
@@ -51,6 +51,14 @@ def test_any_sequence_follows_a_list(tmp_path_factory, steps):
         assert releases.history(root) == expected
     if expected:
         assert releases.current(root) == root / expected[-1]
+
+
+def test_a_promotion_made_twice_is_one_and_goes_back_to_the_release_before(root):
+    """A script that was cut off is started again."""
+    for name in ("v1", "v2", "v2"):
+        releases.promote(root, name)
+    assert releases.history(root) == ["v1", "v2"]
+    assert releases.rollback(root).name == "v1"
 
 
 SWITCH = """
@@ -99,8 +107,9 @@ def test_an_error_in_the_switch_leaves_what_was(root, monkeypatch, broken):
     assert sorted(os.listdir(root)) == before
 
 
-@pytest.mark.parametrize("name", ["v9", "../v1", "", "."])
+@pytest.mark.parametrize("name", ["v9", "../v1", "", ".", ".."])
 def test_what_is_no_release_is_refused(root, name):
+    release(root, "..")  # a checkpoint, but not below the folder of releases
     releases.promote(root, "v1")
     with pytest.raises(ValueError, match="name is"):
         releases.promote(root, name)

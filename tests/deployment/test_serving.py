@@ -200,8 +200,12 @@ def test_parts_are_timed_and_joined(scripted):
         (200, ("data: {half\n\n",), "JSONDecodeError"),
         (200, (event("", 3),), "without any text"),
         (200, ('data: {"usage": null}\n\n',), "KeyError"),
+        (200, ("data: 5\n\n",), "TypeError"),
+        (200, ('data: {"choices": [{"text": 5}]}\n\n',), "TypeError"),
+        (200, (event("a"), 'data: "a"\n\n'), "TypeError"),
+        (200, (event("a"), event("b")), "broke off after 2 parts"),
     ],
-    ids=["status", "error event", "damaged", "empty", "other shape"],
+    ids=["status", "error event", "damaged", "empty", "other shape", "number", "text of no letters", "word", "cut off"],
 )
 def test_a_failed_request_is_told_not_raised(scripted, status, lines, words):
     kind, address = scripted
@@ -209,6 +213,23 @@ def test_a_failed_request_is_told_not_raised(scripted, status, lines, words):
     answer = load.ask(address, "m", "p", tokens=3)
     assert words in answer.error
     assert answer.tokens == 0
+
+
+def test_an_answer_is_whole_by_any_of_three_signs(scripted):
+    """The end of the stream is none of them: a server that dies looks the same."""
+    kind, address = scripted
+    finish = 'data: {"choices": [{"text": "", "finish_reason": "stop"}]}\n\n'
+    for end in ("data: [DONE]\n\n", finish, event("", 2)):
+        kind.lines = (event("a"), event("b"), end)
+        answer = load.ask(address, "m", "p", tokens=2)
+        assert (answer.text, answer.error) == ("ab", "")
+
+
+def test_one_odd_answer_does_not_end_a_user(scripted):
+    kind, address = scripted
+    kind.lines = ("data: null\n\n",)
+    answers, _ = load.generate(address, "m", ["p", "q", "r"], tokens=2, concurrency=1, seconds=30)
+    assert ["TypeError" in answer.error for answer in answers] == [True] * 3
 
 
 def test_a_silent_server_and_a_closed_port_fail_in_time(scripted):

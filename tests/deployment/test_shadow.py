@@ -100,5 +100,24 @@ def test_positions_are_averaged_and_must_match():
         logprob_divergence([{"a": 0.0}], [{"b": 0.0}])
 
 
-def test_certainty_that_the_candidate_lacks_is_infinite():
-    assert logprob_divergence([{"a": math.log(0.5)}], [{"a": 0.0}]) == math.inf
+def test_what_the_candidate_holds_impossible_is_infinite():
+    half = {"a": math.log(0.5), "b": math.log(0.5)}
+    assert logprob_divergence([half], [{"a": 0.0, "b": -math.inf}]) == math.inf
+    # Of tokens that are not reported, float32 tells only that they are below a millionth together.
+    assert logprob_divergence([{"a": math.log(0.5)}], [{"a": 0.0}]) == pytest.approx(0.5 * math.log(0.25e6))
+
+
+def test_log_probabilities_rounded_to_float32_leave_no_rest():
+    """A server's numbers add up to 1 only nearly, above it or below."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        p, q = torch.randn(2, 6, generator=generator).log_softmax(-1)
+        reported = [[{str(i): float(value) for i, value in enumerate(side)}] for side in (p, q)]
+        exact = float((p.double().exp() * (p.double() - q.double())).sum())
+        assert logprob_divergence(*reported) == pytest.approx(exact, abs=1e-5)
+
+
+def test_a_small_rest_that_the_candidate_rounds_away_is_not_infinite():
+    """The candidate's report is as sure as float32 can say; what the current model leaves over is one part in 10,000."""
+    current, candidate = {"a": math.log(0.9999)}, {"a": 0.0}
+    assert 0 < logprob_divergence([current], [candidate]) <= 1e-4 * math.log(1e-4 / 1e-7)

@@ -138,3 +138,12 @@ def test_wrong_arguments_are_refused() -> None:
         mixture([0.1], [1.0], 0.5)
     with pytest.raises(ValueError, match="must agree"):
         mixture([0.1], [1.0, 2.0], 1.5)
+
+
+@pytest.mark.parametrize(("cost", "rows"), [(0.1, 3), (0.7, 7), (0.3, 11)])
+def test_a_budget_of_exactly_the_first_model_is_enough_however_the_mean_is_rounded(cost: float, rows: int) -> None:
+    """Three times 0.1, divided by three, is 0.10000000000000002."""
+    sure, right = [torch.linspace(0.4, 0.9, rows)], [torch.zeros(rows), torch.ones(rows)]
+    chosen = choose_thresholds(sure, right, [cost, 10 * cost], cost)
+    assert len(chosen) == 1
+    assert not replay(sure, right, [cost, 10 * cost], chosen).level.any()

@@ -70,6 +70,8 @@ def assert_close(y: Tensor, expected: Tensor) -> None:
         (17, 130, 320, 64),
         (20, 20, 264, 264),  # ends inside a block
         (65, 20, 192, 96),
+        (129, 70, 448, 64),  # unpacked first
+        (130, 33, 1000, 1000),
         (1, 3, 8, 8),
         (2, 1, 24, 24),
     ],
@@ -108,13 +110,13 @@ def test_any_size_equals_dequantise_and_multiply(rows, outputs, group_size, grou
     assert ((y.double() - x.double() @ weight.T).abs() <= 4e-6 * (x.double().abs() @ weight.abs().T) + 1e-30).all()
 
 
-@pytest.mark.parametrize("rows", [1, 40], ids=["one_row", "tile"])
+@pytest.mark.parametrize("rows", [1, 40, 160], ids=["one_row", "tile", "dense"])
 @pytest.mark.parametrize("zero", [None, 0, 15])
 def test_unit_vectors_return_the_weights_exactly(rows, zero, generator) -> None:
     codes, scale, _ = case(24, 40, 40, False, generator)
     zero_point = None if zero is None else torch.full((24, 1), zero, dtype=torch.uint8)
-    identity = torch.eye(40)
-    y = torch.cat([w4a16(x, pack(codes), scale, zero_point, group_size=40) for x in identity.split(rows)])
+    identity = torch.eye(40).repeat(max(1, rows // 40), 1)
+    y = torch.cat([w4a16(x, pack(codes), scale, zero_point, group_size=40) for x in identity.split(rows)])[:40]
     assert torch.equal(y, dequantise(codes, scale, zero_point, 40).T.float())
 
 
@@ -176,6 +178,18 @@ def test_nothing_outside_the_tensors_is_touched(rows, dtype, assert_inside, gene
     assert_inside(x, packed, scale, zero_point, y)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("columns", "group_size"), [(8 * 37, 8 * 37), (192, 96)])
+def test_unpacking_touches_nothing_outside_and_rounds_once(columns, group_size, dtype, assert_inside, generator):
+    codes, scale, zero_point = case(35, columns, group_size, True, generator)
+    packed = pack(codes)
+    plan = module.plan_for(500, 35, columns, group_size, dtype)
+    assert isinstance(plan, module.Dense)
+    w = module._unpacked((packed, scale, zero_point), columns, group_size, 4, plan, dtype)
+    assert torch.equal(w, dequantise(codes, scale, zero_point, group_size).to(dtype))
+    assert_inside(packed, scale, zero_point, w)
+
+
 def launch(x, weight, y, group_size, plan) -> None:
     """One launch into ``y``, without splits."""
     if isinstance(plan, module.OneRow):
@@ -198,6 +212,7 @@ def launch(x, weight, y, group_size, plan) -> None:
         (12, 20, 400, 400),
         (20, 20, 256, 128),
         (40, 9, 96, 32),
+        (129, 20, 96, 32),
     ],
 )
 def test_both_widths_equal_dequantise_and_multiply(rows, outputs, columns, group_size, dtype, zeros, bits, generator):
@@ -217,6 +232,7 @@ PLANS = [
     module.Few(16, 16, 1, 1, 1),
     module.Tile(32, 16, 64, 4, 3),
     module.Tile(64, 64, 128, 4, 2),
+    module.Dense(16, 64, 4),
 ]
 
 

@@ -9,7 +9,18 @@ import torch
 import triton.language as tl
 from variant import Variant
 
-from reference.kernels import _few_rows, _one_row, _scaled, fp8, mxfp4, quantize_activations, w4a16, w8a8
+from reference.kernels import (
+    _dense,
+    _few_rows,
+    _many_rows,
+    _one_row,
+    _scaled,
+    fp8,
+    mxfp4,
+    quantize_activations,
+    w4a16,
+    w8a8,
+)
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 POINTERS = {BF16: "*bf16", FP16: "*fp16", FP32: "*fp32"}
@@ -28,7 +39,8 @@ def of_w4a16() -> Iterator[Variant]:
         *((1, BF16, 128, False, 4), (1, BF16, 128, True, 2), (1, FP16, COLUMNS, True, 4)),
         *((1, BF16, 64, True, 4), (1, FP32, 128, False, 4)),
         *((16, BF16, 64, True, 4), (16, BF16, 32, True, 4), (16, FP32, 128, True, 4)),
-        *((64, BF16, 64, True, 4), (512, BF16, 128, True, 4), (512, FP16, COLUMNS, True, 4), (512, BF16, 128, True, 2)),
+        *((64, BF16, 64, True, 4), (128, BF16, 128, True, 4), (128, FP16, COLUMNS, True, 4), (128, BF16, 128, True, 2)),
+        *((512, BF16, 128, True, 4), (512, FP16, COLUMNS, False, 2), (512, FP32, 32, True, 4)),
     ]:
         plan = w4a16.plan_for(rows, COLUMNS, COLUMNS, group, dtype, bits)
         yield of_plan(rows, group, dtype, zeros, bits, plan)
@@ -37,6 +49,8 @@ def of_w4a16() -> Iterator[Variant]:
 def of_plan(rows: int, group: int, dtype: torch.dtype, zeros: bool, bits: int, plan: w4a16.Plan) -> Variant:
     if isinstance(plan, w4a16.Few):
         return few_rows(rows, group, dtype, zeros, bits, plan)
+    if isinstance(plan, w4a16.Dense):
+        return dense(group, dtype, zeros, bits, plan)
     types = SIZES | {"packed": "*i32", "scale": "*bf16", "zero_point": "*u8"}
     types |= {"x": POINTERS[dtype], "y": POINTERS[dtype]}
     constants: dict[str, Any] = {"G": group} | ({} if zeros else {"zero_point": None})
@@ -45,7 +59,7 @@ def of_plan(rows: int, group: int, dtype: torch.dtype, zeros: bool, bits: int, p
         constants |= {"OUTPUTS": plan.outputs, "RUNS": plan.runs, "STAGES": plan.stages, "EVEN": True}
         weights, limit, matrix = plan.outputs * plan.runs * w4a16.RUN, 4.7, {80: "", 90: ""}
     else:
-        kernel = w4a16._tile
+        kernel = _many_rows.many_rows
         constants |= {"ROWS": plan.rows, "OUTPUTS": plan.outputs, "COLUMNS": plan.columns, "BITS": bits}
         weights, limit, matrix = plan.outputs * plan.columns, 0.0, {} if dtype == FP32 else WIDE
     aligned = {"x", "packed", "scale", "zero_point", "y", "N", "K", "WORDS", "STRIDE"}
@@ -71,6 +85,17 @@ def few_rows(rows: int, group: int, dtype: torch.dtype, zeros: bool, bits: int, 
         frozenset({"x", "units", "scale", "zero_point", "y", "N", "K", "UNITS", "STRIDE"}), few.warps, few.stages,
         weights=weights, most_instructions=4.0 if few.rows <= 8 else 5.0, stream=weights * bits // 8, matrix=MMA,
         capabilities=(90,) if few.early else (80, 90),
+    )  # fmt: skip
+
+
+def dense(group: int, dtype: torch.dtype, zeros: bool, bits: int, plan: w4a16.Dense) -> Variant:
+    constants: dict[str, Any] = {"BITS": bits, "G": group, "OUTPUTS": plan.outputs, "COLUMNS": plan.columns}
+    types = SIZES | {"packed": "*i32", "scale": "*bf16", "zero_point": "*u8", "w": POINTERS[dtype]}
+    return Variant(
+        f"w4a16 {describe(plan)} {POINTERS[dtype][1:]} {bits} bits group {group}{'' if zeros else ' symmetric'}",
+        _dense.dense, types, constants | ({} if zeros else {"zero_point": None}),
+        frozenset({"packed", "scale", "zero_point", "w", "N", "K", "WORDS"}), plan.warps, 3,
+        stream=plan.outputs * plan.columns * bits // 8, matrix={80: "", 90: ""},
     )  # fmt: skip
 
 
@@ -114,9 +139,10 @@ def of_mxfp4() -> Iterator[Variant]:
     aligned = frozenset({"x", "words", "scale", "y", "N", "K", "WORDS", "STRIDE"})
     for plan in (mxfp4.FEW, mxfp4.SOME, mxfp4.MANY):
         constants = {"ROWS": plan.rows, "OUTPUTS": plan.outputs, "COLUMNS": plan.columns}
+        weights = plan.outputs * plan.columns
         yield Variant(
             f"mxfp4 {describe(plan)}", mxfp4._mxfp4, types, constants, aligned, plan.warps, plan.stages,
-            stream=plan.outputs * plan.columns // 2, matrix=WIDE,
+            weights=weights, most_instructions=10.0 if plan.rows <= 16 else 0.0, stream=weights // 2, matrix=WIDE,
         )  # fmt: skip
 
 

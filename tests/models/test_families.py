@@ -38,9 +38,9 @@ CONFIGS = {
 IDS = torch.arange(24).reshape(2, 12)
 
 
-def tiny(kind: str) -> nn.Module:
+def tiny(kind: str, **fields: object) -> nn.Module:
     """Random weights, norms included, so that nothing is equal by accident."""
-    config = transformers.AutoConfig.for_model(kind, **CONFIGS[kind])
+    config = transformers.AutoConfig.for_model(kind, **CONFIGS[kind] | fields)
     auto = transformers.AutoModel if kind == "bert" else transformers.AutoModelForCausalLM
     torch.manual_seed(0)
     model = linearize(auto.from_config(config).eval())
@@ -171,11 +171,42 @@ def test_transposed_layers_go_through_the_gptq_format_and_others_say_so(kind: st
     assert torch.equal(output(checkpoint.load(tmp_path / "out")), output(model))
 
 
+@pytest.mark.parametrize("kind", TRANSPOSED)
+def test_transposed_layers_that_stay_in_float_keep_their_weights(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(kind, **CONFIGS[kind] | {"n_inner": 64})
+    model = linearize(transformers.AutoModelForCausalLM.from_config(config).eval())
+    checkpoint.save(model, tmp_path / "float")
+    assert torch.equal(output(checkpoint.load(tmp_path / "float")), output(model))
+    assert torch.equal(output(type(model).from_pretrained(tmp_path / "float").eval()), output(model))
+    first = f"{family_of(model).blocks}.0."
+    workflow.quantize(
+        model, lambda name: None if name.startswith(first) else QuantizationSpec(8, symmetric=True, group_size=16),
+        scale_dtype=torch.float16,
+    )  # fmt: skip
+    checkpoint.save(model, tmp_path / "half", format="gptq")
+    assert torch.equal(output(checkpoint.load(tmp_path / "half")), output(model))
+
+
 def test_an_encoder_below_a_task_head_is_found() -> None:
     config = transformers.BertConfig(**CONFIGS["bert"])
     model = transformers.BertForMaskedLM(config)
     assert next(name for name, _ in block_linears(model)) == "bert.encoder.layer.0.attention.self.query"
     assert model.get_submodule(family_of(model).embedding) is model.get_input_embeddings()
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore::reference.quantization.CalibrationWarning")
+@pytest.mark.parametrize("method", ["smoothquant", "awq"])
+def test_opt_with_norms_behind_the_residual_is_not_rescaled(method: str) -> None:
+    """OPT-350M: the residual reads what its norms give, so a scale moved into the layers behind them changes the function."""
+    model = tiny("opt", do_layer_norm_before=False, word_embed_proj_dim=16)
+    expected = output(model)
+    with pytest.raises(ValueError, match="OPTForCausalLM has no norm that"):
+        workflow.quantize(model, QuantizationSpec(8, group_size=16), method=method, calibration=[IDS])
+    assert torch.equal(output(model), expected)
+    workflow.quantize(model, QuantizationSpec(8, group_size=16), method="gptq", calibration=[IDS])
+    assert (output(model) - expected).norm() < 0.1 * expected.norm()
 
 
 def test_an_unknown_architecture_is_refused_with_the_known_ones() -> None:

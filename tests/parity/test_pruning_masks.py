@@ -76,6 +76,14 @@ def test_movement_magnitude_binarizer(key: str) -> None:
     np.testing.assert_array_equal(keep.numpy(), MOVEMENT[key].astype(bool))
 
 
+def test_movement_keeps_what_its_density_says() -> None:
+    """The code is given the density d and keeps ``int(d n)``; we are given 1 - d, where d can no longer be exact."""
+    for hundredth in range(1, 100):
+        for total in (5, 10, 100, 1000, 4096):
+            removed = magnitude.removed_count(1 - hundredth / 100, total, "floor_kept")
+            assert total - removed == int(hundredth / 100 * total), (hundredth, total)
+
+
 @pytest.mark.parametrize("case", range(5))
 def test_movement_schedule(case: int) -> None:
     total, warmup, initial, final, first, last, _ = SCHEDULE[f"s{case}.setting"]

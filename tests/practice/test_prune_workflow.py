@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import Gemma2ForCausalLM, LlamaForCausalLM, MistralForCausalLM
 
 from reference import evaluation
 from reference.evaluation import size_on_disk
@@ -188,6 +189,27 @@ def test_the_cut_that_costs_least_a_weight_comes_first(llama: Path) -> None:
     assert 8000 <= neurons.weights < 8000 + 8 * 6 * 64
     assert neurons.model.config.intermediate_size % 8 == 0
     assert cuts.cuts(model, [ids], 8000, 100, multiple=8) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "queries", "left"),
+    [
+        (LlamaForCausalLM, 8, 4),  # a hidden size of 32 cannot be divided into 6 or 7 heads
+        (Gemma2ForCausalLM, 8, 4),
+        (MistralForCausalLM, 8, 6),  # its configuration takes any number
+    ],
+)
+def test_fewer_heads_can_be_saved(kind: type, queries: int, left: int, tmp_path: Path) -> None:
+    """Llama's configuration refuses 6 heads of a hidden size of 32, at the end of a round's training."""
+    torch.manual_seed(0)
+    settings = {"hidden_size": 32, "num_attention_heads": queries, "num_key_value_heads": queries // 2, "head_dim": 4}
+    config = kind.config_class(vocab_size=16, intermediate_size=16, num_hidden_layers=1, **settings)
+    model, ids = kind(config), torch.arange(32).view(2, 16) % 16
+    [heads] = [cut for cut in cuts.cuts(model, [ids], 8, 10**6, multiple=8) if cut.kind == "heads"]
+    assert (heads.model.config.num_attention_heads, heads.model.config.num_key_value_heads) == (left, left // 2)
+    heads.model.save_pretrained(tmp_path)
+    again = kind.from_pretrained(tmp_path)
+    assert torch.equal(again(ids).logits, heads.model.eval()(ids).logits)
 
 
 def test_each_format_removes_what_it_can_store() -> None:

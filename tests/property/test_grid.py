@@ -309,6 +309,11 @@ def test_scales_are_stored_in_the_weights_own_16_bit_type() -> None:
     assert storage_dtype(torch.zeros(4, 8)) == torch.float16
     assert storage_dtype(weight * 1e6) == torch.bfloat16
     assert storage_dtype(weight * 1e-6) == torch.bfloat16
+    for row in (1e-6, 1e6):  # one row decides; rows of zeros do not
+        factors = torch.ones(len(weight), 1)
+        factors[0] = row
+        assert storage_dtype(weight * factors) == torch.bfloat16
+    assert storage_dtype(torch.cat((torch.zeros(1, weight.shape[1]), weight))) == torch.float16
     assert quantize_layer(weight, QuantizationSpec(4)).scale.dtype == torch.float16
     assert quantize_layer(weight * 1e6, QuantizationSpec(4)).scale.dtype == torch.bfloat16
 

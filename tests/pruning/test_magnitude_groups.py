@@ -185,6 +185,17 @@ def test_quality_of_gives_the_mask_of_a_sparsity(seed: int, sparsity: float, dty
     assert torch.equal(magnitude.threshold_mask(weight, quality), magnitude.mask(weight, sparsity))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("seed", range(8))
+def test_a_threshold_between_two_neighbours_of_a_short_type_divides_them(dtype: torch.dtype, seed: int) -> None:
+    """Half-way between two bfloat16 numbers is none: rounded to one, the threshold would let the smaller stay."""
+    weight = (1 + torch.arange(100) * torch.finfo(dtype).eps).to(dtype) * 2.0**-seed
+    weight = weight[torch.randperm(100, generator=torch.Generator().manual_seed(seed))]
+    for sparsity in (0.25, 0.5, 0.51):
+        keep = magnitude.threshold_mask(weight, magnitude.quality_of(weight, sparsity))
+        assert torch.equal(keep, magnitude.mask(weight, sparsity))
+
+
 def test_equal_weights_cannot_be_divided_by_a_threshold() -> None:
     weight = torch.tensor([1.0, -2, 2, -2, 2, 9])
     keep = magnitude.threshold_mask(weight, magnitude.quality_of(weight, 0.5))

@@ -97,6 +97,9 @@ def test_a_loss_free_target_spares_in_proportion() -> None:
         (lambda: sensitivity.by_tolerance(SCORES, [0.5, 0.2, 0.8, 0.9], 0.9, 0.1), "rise"),
         (lambda: sensitivity.by_tolerance(SCORES, [0.5, 0.8], 0.9, 0.1), "4 values for 2"),
         (lambda: sensitivity.by_tolerance(SCORES, GRID, 0.9, -1), "tolerance is -1"),
+        # NaN is above no limit: a layer that breaks the model would be pruned as far as the grid goes.
+        (lambda: sensitivity.by_tolerance({"a": [0.9, float("nan")]}, [0.0, 0.9], 0.9, 0.02), r"scores\['a'\].*nan"),
+        (lambda: sensitivity.by_target({"a": [0.9, -float("inf")]}, [0.0, 0.9], 0.9, {"a": 1}, 0.5), "finite"),
         (lambda: sensitivity.by_target(SCORES, GRID, 0.9, {"robust": 1, "fragile": 1}, 0.99), "target is 0.99"),
         (lambda: sensitivity.by_target(SCORES, GRID, 0.9, {"robust": 1}, 0.5), "sizes"),
     ],

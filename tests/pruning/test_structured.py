@@ -8,6 +8,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
+from reference.evaluation import accuracy
 from reference.models import tutorial
 from reference.models.vision import LeNet5, LeNet300, SmallResNet
 from reference.pruning import blocks, importance, structured
@@ -302,6 +303,17 @@ def test_transformers_equal_their_masked_models(make, part):
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.parametrize("make", [llama, bert])
+def test_a_cut_model_can_be_cut_again(make):
+    """BERT's configuration still counts the heads that are gone; its layers do not."""
+    small, _ = pruned_pair(make(), blocks.heads(make()), 0.34)
+    again = blocks.heads(small)
+    assert {group.size for group in again} == {2 if make is llama else 4}
+    smaller, zeros = pruned_pair(small, again, 0.5)
+    ids = torch.randint(0, 50, (2, 9))
+    torch.testing.assert_close(outputs(smaller, ids), outputs(zeros, ids), atol=2e-5, rtol=1e-4)
+
+
 def test_opt_neurons_and_its_heads_are_refused(tmp_path):
     model = opt()
     small, zeros = pruned_pair(model, blocks.neurons(model), 0.5, 8)
@@ -352,6 +364,36 @@ def test_taylor_of_a_head_is_its_gate():
             values.append(loss(model, ids).item())
             handle.remove()
         assert scores[unit].item() == pytest.approx(((values[0] - values[1]) / 2e-2) ** 2, rel=1e-2)
+
+
+def test_a_look_at_a_model_leaves_it_as_it_was():
+    """Modes of single layers, running statistics and hooks, also where the call fails."""
+    model, x = Concat().train(), torch.randn(2, 3, 8, 8)
+    model.bn.eval()  # frozen by hand
+    modes, state = [m.training for m in model.modules()], {k: v.clone() for k, v in model.state_dict().items()}
+
+    def fail(*_):
+        raise RuntimeError("no")
+
+    found = find_groups(model, x)
+    for look in (
+        lambda: importance.taylor_scores(model, found, lambda net, b: net(b).sum(), [x]),
+        lambda: importance.activation_scores(model, found, lambda net, b: net(b), [x]),
+        lambda: structured.cost(model, x),
+        lambda: accuracy(model, x, torch.zeros(2, dtype=torch.long)),
+    ):
+        look()
+        assert [m.training for m in model.modules()] == modes
+        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    for look in (
+        lambda: importance.taylor_scores(model, found, fail, [x]),
+        lambda: importance.activation_scores(model, found, fail, [x]),
+        lambda: structured.cost(model, x[:, :2]),
+    ):
+        with pytest.raises(RuntimeError):
+            look()
+        assert [m.training for m in model.modules()] == modes
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 def test_errors_name_what_is_wrong():

@@ -62,9 +62,9 @@ def test_mse_is_the_best_of_a_direct_search(bits) -> None:
         assert found < 0.8 * grid[-1]
 
 
-def entropy_by_hand(counts: list[int], levels: int) -> int:
-    """The rule as NVIDIA's slides give it, in plain Python: the number of bins kept."""
-    best, least = None, math.inf
+def divergences_by_hand(counts: list[int], levels: int) -> dict[int, float]:
+    """The rule as NVIDIA's slides give it, in plain Python: number of bins kept → divergence, where it is finite."""
+    found = {}
     for i in range(levels, len(counts) + 1):
         p = [float(c) for c in counts[:i]]
         p[-1] += sum(counts[i:])
@@ -77,11 +77,8 @@ def entropy_by_hand(counts: list[int], levels: int) -> int:
         if not sum(q) or any(a and not b for a, b in zip(p, q, strict=True)):
             continue
         total_p, total_q = sum(p), sum(q)
-        divergence = sum(a / total_p * math.log(a / total_p / (b / total_q)) for a, b in zip(p, q, strict=True) if a)
-        if divergence < least - 1e-12:
-            best, least = i, divergence
-    assert best is not None
-    return best
+        found[i] = sum(a / total_p * math.log(a / total_p / (b / total_q)) for a, b in zip(p, q, strict=True) if a)
+    return found
 
 
 def test_entropy_is_the_rule_by_hand(monkeypatch) -> None:
@@ -92,9 +89,43 @@ def test_entropy_is_the_rule_by_hand(monkeypatch) -> None:
         histogram = MagnitudeHistogram()
         histogram.add(heavy_tail(3000, seed))
         spec = ActivationSpec("static", bits=4)
-        kept = entropy_by_hand(histogram.counts.tolist(), 8)
+        divergences = divergences_by_hand(histogram.counts.tolist(), 8)
+        kept = min(divergences, key=lambda i: divergences[i])
         found = threshold(histogram, "entropy", spec)
         assert math.isclose(found, min(kept * histogram.limit / 64, histogram.largest))
+
+
+@settings(max_examples=60)
+@given(st.lists(st.sampled_from([0, 0, 0, 1, 2, 5, 40]), min_size=16, max_size=16).filter(any))
+def test_entropy_finds_the_least_divergence_of_any_counts(counts) -> None:
+    """Bins may be empty anywhere: before the tail, where the divergence is infinite, and at the end."""
+    import reference.quantization.activation_range as module
+
+    histogram = MagnitudeHistogram()
+    histogram.counts, histogram.limit, histogram.largest = torch.tensor(counts), 16.0, 16.0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "BINS", 16)
+        kept = threshold(histogram, "entropy", ActivationSpec("static", bits=3))
+    divergences = divergences_by_hand(counts, 4)
+    if divergences:
+        assert divergences[round(kept)] <= min(divergences.values()) + 1e-12
+    else:
+        assert kept == 16
+
+
+def test_a_percentile_that_a_value_reaches_exactly_is_that_value() -> None:
+    histogram = filled(torch.arange(1.0, 101.0))
+    for percentile in (1, 7, 29, 50, 90, 100):
+        found = threshold(histogram, "percentile", ActivationSpec(), percentile=percentile)
+        assert percentile <= found < percentile + 0.1
+
+
+@pytest.mark.parametrize("values", [[0.7], [-1.0, 1.0, 3.1], [0.0, 0.0, -5.0]])
+def test_no_rule_clips_above_the_largest_value(values) -> None:
+    histogram = filled(*torch.tensor(values).split(1))
+    for rule in RULES:
+        assert 0 < threshold(histogram, rule, ActivationSpec(), percentile=100) <= histogram.largest
+    assert threshold(histogram, "percentile", ActivationSpec(), percentile=100) == histogram.largest
 
 
 def test_outliers_are_given_up_where_bits_are_few() -> None:

@@ -139,6 +139,7 @@ def test_scale_of_zeros_is_that_of_the_least_maximum() -> None:
     ("make", "message"),
     [
         (lambda: ActivationSpec(bits=1), "bits is 1; it may be an integer from 2 to 8"),
+        (lambda: ActivationSpec(bits=9), "bits is 9"),
         (lambda: ActivationSpec(bits=True), "bits is True"),
         (lambda: ActivationSpec(granularity="per_channel"), "granularity is 'per_channel'; it may be per_token"),
         (

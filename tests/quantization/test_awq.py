@@ -258,6 +258,7 @@ def test_neither_search_changes_what_it_is_given() -> None:
         (lambda w, x: awq.search_scale(w, x, QuantizationSpec(4, group_size=5)), "group_size 5 does not divide"),
         (lambda w, x: awq.search_clip(w, x, QuantizationSpec(4, per_tensor=True)), "per_tensor"),
         (lambda w, x: awq.search_clip(w, x, SPECS[0], max_shrink=1.0), "max_shrink 1.0"),
+        (lambda w, x: awq.search_clip(w, x, SPECS[0], grid=0), "grid 0 may be 1 or more"),
         (lambda w, x: awq.search_clip(w, x, SPECS[0], samples=0), "samples 0"),
     ],
 )

@@ -72,6 +72,8 @@ def test_a_trained_convolution_computes_with_its_packed_weight() -> None:
 
 def test_what_cannot_be_folded_is_refused() -> None:
     convolution = nn.Conv2d(4, 6, 3)
+    with pytest.raises(ValueError, match="pads by 'reflect'"):
+        TrainedConv2d(nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), QuantizationSpec(4))
     with pytest.raises(ValueError, match="keeps no running statistics"):
         fold_batch_norm(convolution, nn.BatchNorm2d(6, track_running_stats=False))
     with pytest.raises(ValueError, match="norm has 5 channels, the convolution 6"):

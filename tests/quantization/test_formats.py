@@ -47,6 +47,13 @@ def test_codes_are_the_nearest_values(element, numbers) -> None:
     assert torch.equal(found, nearest)
 
 
+@pytest.mark.parametrize("element", ELEMENTS, ids=lambda element: element.name)
+def test_what_lies_beyond_the_table_takes_its_end(element) -> None:
+    x = torch.tensor([1e30, torch.inf, -1e30, -torch.inf])
+    largest = element.magnitudes[-1]
+    assert element.decode(element.encode(x)).tolist() == [largest, largest, -largest, -largest]
+
+
 @given(st.sampled_from(ELEMENTS[:-1]))
 def test_ties_go_to_the_even_code(element) -> None:
     values = torch.tensor(element.magnitudes, dtype=torch.float64)
@@ -67,6 +74,25 @@ def test_mx_scale_is_the_power_of_two_below(absmax) -> None:
     steps = torch.tensor(absmax).item() / scale
     assert math.log2(scale) == int(math.log2(scale))
     assert 4 <= steps < 8  # the exponent of 6, the largest value of E2M1, is 2
+
+
+def test_mx_scales_end_at_the_ends_of_float32() -> None:
+    """2^127 is the largest exponent, 2^-127 the least scale, and 255 is no number."""
+    largest = torch.tensor([torch.finfo(torch.float32).max, 2.0**127, 2.0**-126, 2.0**-149, 0.0])
+    assert formats.encode_e8m0(largest, formats.INT8).tolist() == [254, 254, 1, 0, 0]
+    assert formats.encode_e8m0(largest, formats.E4M3).tolist() == [246, 246, 0, 0, 0]
+    ends = formats.decode_e8m0(torch.tensor([0, 1, 254, 255], dtype=torch.uint8))
+    assert ends[:3].tolist() == [2.0**-127, 2.0**-126, 2.0**127]
+    assert ends[3].isnan()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_16_bit_values_are_rounded_as_their_float32(name) -> None:
+    x = torch.randn(4, 64, generator=torch.Generator().manual_seed(5)).bfloat16()
+    found, expected = (formats.quantize(t, FORMATS[name]) for t in (x, x.float()))
+    assert torch.equal(found.packed, expected.packed)
+    assert torch.equal(found.scale, expected.scale)
+    assert found.scale.dtype == expected.scale.dtype
 
 
 def test_mx_saturates_what_lies_between_six_and_eight_steps() -> None:
@@ -127,16 +153,18 @@ def test_nvfp4_scales_are_e4m3_of_a_tensor_scale() -> None:
 def test_wrong_input_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="block of 32 does not divide the 40 columns"):
         formats.quantize(torch.ones(2, 40), FORMATS["mxfp4"])
-    with pytest.raises(ValueError, match="NaN or infinite"):
+    with pytest.raises(ValueError, match="holds 1 values that are NaN or infinite"):
         formats.quantize(torch.tensor([[1.0, float("inf")]]), FORMATS["fp8"])
+    with pytest.raises(ValueError, match=r"floating-point matrix, got torch.int64"):
+        formats.quantize(torch.ones(2, 32, dtype=torch.int64), FORMATS["mxfp4"])
     with pytest.raises(ValueError, match="floating-point matrix"):
         formats.quantize(torch.ones(3), FORMATS["fp8"])
     with pytest.raises(ValueError, match="holds NaN"):
-        formats.E2M1.encode(torch.tensor([math.nan]))
+        formats.E2M1.encode(torch.tensor([1.0, math.nan]))
     with pytest.raises(ValueError, match="holds NaN"):
-        formats.NF4.encode(torch.tensor([math.nan]))
+        formats.NF4.encode(torch.tensor([1.0, math.nan]))
     with pytest.raises(ValueError, match="no scale can represent"):
-        formats.encode_e8m0(torch.tensor([math.inf]), formats.E2M1)
+        formats.encode_e8m0(torch.tensor([1.0, math.inf]), formats.E2M1)
     with pytest.raises(ValueError, match="scale is 'fp8'"):
         BlockFormat(formats.E2M1, 16, "fp8")
     with pytest.raises(ValueError, match="block is 0"):

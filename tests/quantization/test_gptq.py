@@ -182,6 +182,25 @@ def test_dead_columns_become_zero_and_change_nothing_else() -> None:
     assert (solution.codes[:, kept] == without.codes).float().mean() > 0.99
 
 
+def test_columns_of_equal_size_are_taken_in_their_order() -> None:
+    """Columns of unit Hessian do not touch each other: the groups of act-order are then those of the plain order."""
+    weight, _ = problem(10)
+    spec = QuantizationSpec(3, group_size=16)
+    ordered = gptq.quantize_layer(weight, torch.eye(64), spec, act_order=True)
+    plain = gptq.quantize_layer(weight, torch.eye(64), spec)
+    assert plain.group_index is None
+    assert ordered.group_index is not None
+    assert ordered.group_index.tolist() == [column // 16 for column in range(64)]
+    assert torch.equal(ordered.dequantize(), plain.dequantize())
+
+
+def test_the_gradient_of_a_parameter_does_not_enter() -> None:
+    weight, hessian = problem(11)
+    solution = gptq.solve(torch.nn.Parameter(weight), hessian, QuantizationSpec(3, group_size=16))
+    assert not solution.scale.requires_grad
+    assert torch.equal(solution.codes, gptq.solve(weight, hessian, QuantizationSpec(3, group_size=16)).codes)
+
+
 def test_group_index_rebuilds_the_weight() -> None:
     weight, hessian = problem(7)
     spec = QuantizationSpec(8, group_size=16)
@@ -257,8 +276,9 @@ def test_inputs_of_very_unequal_size() -> None:
         solution = gptq.solve(weight, wide, QuantizationSpec(3, group_size=16), act_order=True)
         assert torch.isfinite(solution.scale).all()
         assert solution.loss >= 0
-    with pytest.raises(ValueError, match="cannot be factorised"):
-        gptq.solve(weight, hessian * 1e-90, QuantizationSpec(3))
+    for beyond in (1e-90, 1e90):  # the inverse factor leaves float32 at either end
+        with pytest.raises(ValueError, match="cannot be factorised"):
+            gptq.solve(weight, hessian * beyond, QuantizationSpec(3))
 
 
 def test_singular_hessian_raises_damping_and_names_the_layer() -> None:

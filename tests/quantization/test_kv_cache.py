@@ -46,6 +46,14 @@ def test_groups_equal_a_plain_loop(bits, values) -> None:
     assert torch.allclose(found[0], torch.tensor(slow(values, bits)), rtol=1e-5, atol=1e-5)
 
 
+def test_scale_and_low_end_have_16_bits_of_the_type_that_came() -> None:
+    x = torch.tensor([[1.0, 1.0009765625, 1.25, 1.5009765625]])  # ends on float16's grid, not on bfloat16's
+    for dtype, stored in [(torch.float16, torch.float16), (torch.bfloat16,) * 2, (torch.float32, torch.bfloat16)]:
+        groups = quantize_groups(x.to(dtype), 2, 4)
+        assert groups.scale.dtype == groups.low.dtype == stored
+        assert groups.scale.item() == pytest.approx((x.to(stored)[0, 3] - x.to(stored)[0, 0]).item() / 3, rel=2**-8)
+
+
 @pytest.mark.parametrize("keys", ["per_channel", "per_token"])
 def test_keys_and_values_are_grouped_as_the_spec_says(keys) -> None:
     generator = torch.Generator().manual_seed(1)
@@ -100,7 +108,7 @@ def test_the_way_tokens_arrive_does_not_change_what_is_stored(pieces, residual) 
 
 def test_bytes_are_the_bits_promised() -> None:
     k, v = torch.randn(2, 2, 4, 256, 64, generator=torch.Generator().manual_seed(2)).bfloat16()
-    for bits in (8, 4, 3, 2):
+    for bits in (8, 4, 3, 2, 1):
         spec = CacheSpec(bits, residual=0)
         layer = QuantizedCacheLayer(spec)
         layer.update(k, v)
@@ -131,12 +139,15 @@ def test_model_reads_and_generates_through_it(model) -> None:
     found = cached_losses(model, ids.flatten(), lambda: quantized_cache(CONFIG, spec), window=80, chunk=16)
     assert (found - exact).abs().max() < 0.02
     assert not torch.equal(found, exact)
+    assert not found.requires_grad
     cache, plain = quantized_cache(CONFIG, spec), DynamicCache(config=CONFIG)
     how = {"max_new_tokens": 40, "min_new_tokens": 40, "do_sample": False, "pad_token_id": 0}
     text = model.generate(ids[:1, :8], past_key_values=cache, **how)
     model.generate(ids[:1, :8], past_key_values=plain, **how)
     assert text.shape[1] == cache.get_seq_length() + 1 == 48
-    assert cache_nbytes(cache) < cache_nbytes(plain) == 2 * 2 * 2 * 47 * 16 * 4
+    # 47 tokens: one group of 16 is packed in each of two layers and two heads, 31 tokens are not.
+    assert cache_nbytes(cache) == 2 * 2 * 2 * 16 * (16 + 4 + 31 * 4)
+    assert cache_nbytes(plain) == 2 * 2 * 2 * 47 * 16 * 4
 
 
 def test_beam_search_reorders_everything() -> None:
@@ -159,6 +170,7 @@ def test_beam_search_reorders_everything() -> None:
 def test_wrong_input_is_refused_by_name() -> None:
     for wrong, message in [
         ({"bits": 9}, "bits is 9"),
+        ({"bits": 0}, "bits is 0"),
         ({"bits": 4, "group_size": 0}, "group_size is 0"),
         ({"bits": 4, "residual": -1}, "residual -1"),
         ({"bits": 4, "keys": "rows"}, "keys is 'rows'"),

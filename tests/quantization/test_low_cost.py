@@ -1,6 +1,7 @@
 """Scales and thin matrices beside fixed codes: exact gradients, frozen rest, served as trained."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -58,6 +59,19 @@ def test_scales_train_and_codes_stay() -> None:
     for name, layer in block_linears(served):
         assert isinstance(layer, QuantizedLinear)
         assert torch.equal(layer.tensor.codes, codes[name])
+        assert layer.tensor.scale.dtype == torch.float16
+
+
+def test_scales_of_a_bfloat16_layer_with_a_bias_train() -> None:
+    linear = nn.Linear(32, 4, dtype=torch.bfloat16)
+    layer = ScalesLinear(quantize_layer(linear.weight, SPEC), linear.bias)
+    x = torch.ones(2, 32, dtype=torch.bfloat16)
+    y = layer(x)
+    y.sum().backward()
+    assert layer.log_step.grad is not None
+    assert layer.bias is not None
+    assert layer.bias.grad is not None
+    assert torch.equal(layer.converted()(x), y)
 
 
 def test_gradient_of_a_scale_is_exact() -> None:
@@ -127,8 +141,20 @@ def test_nf4_layer_computes_with_the_formats_values() -> None:
     assert layer.packed.nbytes + layer.scale.nbytes == 6 * 128 / 2 + 6 * 2 * 2
 
 
+def test_a_half_precision_input_stays_one() -> None:
+    base = QuantizedLinear(quantize_layer(torch.randn(8, 32), SPEC))
+    x, error = torch.randn(3, 32), torch.randn(8, 32).bfloat16()
+    layer = LowRankLinear(base, 8, error=error)
+    found = layer(x.bfloat16())
+    assert found.dtype == torch.bfloat16
+    assert torch.allclose(found.float(), base(x) + x @ error.float().T, rtol=0.05, atol=0.3)
+
+
 def test_wrong_arguments_are_named() -> None:
     base = QuantizedLinear(quantize_layer(torch.randn(8, 32), SPEC))
+    index = dataclasses.replace(base.tensor, group_index=torch.zeros(32, dtype=torch.int32))
+    with pytest.raises(ValueError, match="weight has a group index"):
+        ScalesLinear(index)
     with pytest.raises(ValueError, match="rank is 9; it may be 1 to 8"):
         LowRankLinear(base, 9)
     with pytest.raises(ValueError, match="from_error needs base"):

@@ -72,6 +72,13 @@ def test_learned_zero_point_moves_only_what_is_clipped() -> None:
     assert rows == [-0.5, 0.0, -0.5]
 
 
+def test_one_end_of_the_grid_may_be_a_tensor() -> None:
+    x, step = torch.tensor([-3.0, 0.4, 9.0]), torch.tensor(0.5)
+    expected = fake_quantize(x, step, 0, 3)
+    for ends in [(0, torch.tensor(3)), (torch.tensor(0.0), 3), (torch.tensor(0), torch.tensor(3.0))]:
+        assert torch.equal(fake_quantize(x, step, *ends), expected)
+
+
 @given(st.floats(-20, 20), st.floats(0.01, 5), st.sampled_from([(-2, 1), (-8, 7), (0, 255)]))
 def test_masks_give_equal_values_on_the_grid(value: float, step: float, limits: tuple[int, int]) -> None:
     x, s = torch.tensor([value]), torch.tensor([step])
@@ -128,6 +135,7 @@ def test_dynamic_activations_are_those_of_the_integer_layer(granularity: str) ->
     x = torch.randn(3, 5, 16, requires_grad=True)
     y = fake_activations(x, spec)
     assert torch.equal(y, dequantize(*quantize_activations(x.detach(), spec)))
+    assert fake_activations(x.bfloat16(), spec).dtype == torch.bfloat16
     y.backward(torch.full_like(y, 2.0))
     assert x.grad is not None
     assert (x.grad == 2).all()
@@ -143,5 +151,7 @@ def test_wrong_arguments_are_named() -> None:
         gradient_factor(0, 1)
     with pytest.raises(ValueError, match="bits is 1; it may be 2 to 8"):
         pact(one, one, 1)
+    with pytest.raises(ValueError, match="bits is 9; it may be 2 to 8"):
+        pact(one, one, 9)
     with pytest.raises(ValueError, match="spec is static"):
         fake_activations(one, ActivationSpec("static"))

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from reference.quantization.grid import QuantizationSpec
 from reference.quantization.low_cost import add_low_rank
@@ -42,6 +43,15 @@ def test_a_rest_rate_of_zero_freezes_the_rest() -> None:
     low_rank = add_low_rank(quantize(tiny(), QuantizationSpec(3)), 2)
     (group,) = parameter_groups(low_rank, 1e-3)
     assert len(group["params"]) == 2 * 7
+
+
+def test_embeddings_are_the_rest_whatever_their_names() -> None:
+    config = GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=96, n_positions=64)
+    model = GPT2LMHeadModel(config)  # wte and wpe, no "embed" in them
+    parameter_groups(model, 1e-3, rest_rate=0)
+    kept = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert kept == {name for name, p in model.named_parameters() if name.startswith("transformer.h.") and p.ndim == 2}
+    assert all(not p.requires_grad for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters())
 
 
 def test_cross_entropy_is_that_of_transformers() -> None:

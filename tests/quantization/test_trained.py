@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from reference import workflow
 from reference.layers import Int8Linear, QuantizedLinear
@@ -95,7 +95,8 @@ def test_integer_layers_serve_what_was_trained(granularity: str, bits: int) -> N
         assert first.input_scale.item() != pytest.approx(2 / activations.steps, rel=1e-6)  # it was trained
 
 
-@pytest.mark.parametrize("spec", [SPECS["symmetric groups"], SPECS["affine groups"]], ids=["symmetric", "affine"])
+@pytest.mark.parametrize("spec", [SPECS[name] for name in ("symmetric groups", "affine groups", "channels")],
+                         ids=["symmetric", "affine", "alone"])  # fmt: skip
 def test_rounding_together_changes_no_number(spec: QuantizationSpec) -> None:
     one, other = prepare(tiny(), spec), round_together(prepare(tiny(), spec))
     for model in (one, other):
@@ -107,6 +108,81 @@ def test_rounding_together_changes_no_number(spec: QuantizationSpec) -> None:
     with torch.no_grad():
         assert torch.equal(one(input_ids=IDS).logits, other(input_ids=IDS).logits)
         assert torch.equal(convert(other)(input_ids=IDS).logits, one(input_ids=IDS).logits)
+
+
+def test_layers_whose_steps_are_stored_in_other_types_are_rounded_apart() -> None:
+    """A float32 layer of tiny weights stores bfloat16 steps: another group of layers, with factors of its own."""
+    spec, x = QuantizationSpec(4, symmetric=True, group_size=4), torch.randn(3, 8)
+    linears = [nn.Linear(8, 4, bias=False), nn.Linear(4, 6, bias=False)]
+    with torch.no_grad():
+        linears[1].weight.mul_(1e-6)
+    starts = [quantize_layer(linear.weight.detach(), spec) for linear in linears]
+    assert [start.scale.dtype for start in starts] == [torch.float16, torch.bfloat16]
+    one, other = (
+        nn.Sequential(*(TrainedLinear(linear, start) for linear, start in zip(linears, starts, strict=True)))
+        for _ in range(2)
+    )
+    outputs = one(x), round_together(other)(x)
+    assert torch.equal(*outputs)
+    for output in outputs:
+        output.sum().backward()
+    for p, q in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+
+
+def test_layers_are_rounded_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    import reference.quantization.trained as module
+
+    sizes, exact = [], module.lsq
+    monkeypatch.setattr(module, "lsq", lambda x, *rest, **more: sizes.append(x.numel()) or exact(x, *rest, **more))
+    model = round_together(prepare(tiny(), SPECS["symmetric groups"]))
+    total = sum(layer.weight.numel() for _, layer in block_linears(model))  # type: ignore[misc]
+    for _ in range(2):
+        model(input_ids=IDS)
+    assert sizes == [total, total]
+
+
+def test_gradient_factors_are_those_of_the_paper() -> None:
+    """1/√(N Q_P): of all weights for a step of weights, of all inputs for the step of inputs."""
+    weight, linear = torch.randn(8, 32), nn.Linear(32, 8)
+    for bits in (2, 4, 8):
+        start, inputs = quantize_layer(weight, QuantizationSpec(bits, symmetric=True)), ActivationSpec(bits=bits)
+        highest = 2 ** (bits - 1) - 1
+        found = TrainedLinear(linear, start, activations=inputs)
+        assert found.factor == pytest.approx((256 * highest) ** -0.5)
+        assert found.input_factor == pytest.approx((32 * highest) ** -0.5)
+        plain = TrainedLinear(linear, start, activations=inputs, scaled=False)
+        assert plain.factor == plain.input_factor == 1
+
+
+def test_layers_whose_steps_are_stored_in_other_types_are_rounded_together_too() -> None:
+    def model() -> LlamaForCausalLM:
+        made = tiny()
+        made.model.layers[0].mlp.up_proj.weight.data.mul_(1e-6)  # beyond float16: steps in bfloat16
+        return prepare(made, SPECS["symmetric groups"])
+
+    one, other = model(), round_together(model())
+    assert len({layer.scale_dtype for _, layer in block_linears(one)}) == 2
+    for each in (one, other):
+        objective(each, "distillation", tiny())(IDS).backward()
+    for (name, p), (_, q) in zip(one.named_parameters(), other.named_parameters(), strict=True):
+        assert torch.allclose(p.grad, q.grad, rtol=1e-4, atol=1e-7), name
+
+
+def test_a_bfloat16_model_with_biases_trains() -> None:
+    config = Qwen2Config(vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+                         num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64)  # fmt: skip
+    torch.manual_seed(0)
+    teacher = Qwen2ForCausalLM(config).to(torch.bfloat16).eval()
+    model = prepare(copy.deepcopy(teacher), SPECS["symmetric groups"])
+    q_proj = model.model.layers[0].self_attn.q_proj
+    assert isinstance(q_proj, TrainedLinear)
+    assert q_proj.bias is not None
+    trained(model, teacher, steps=1)
+    assert q_proj(torch.ones(1, 32, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    with torch.no_grad():
+        before = model(input_ids=IDS).logits
+        assert torch.equal(convert(model)(input_ids=IDS).logits, before)
 
 
 def test_distillation_at_two_bits_brings_the_model_back() -> None:
@@ -169,7 +245,8 @@ def test_weights_moved_into_another_cell_lie_that_deep(depth: float) -> None:
     codes = other.codes.float() - 8
     moved = other.codes != start.codes
     assert moved.any()
-    assert torch.allclose((found - codes).abs()[moved], torch.tensor(0.5 - max(depth, 1e-3)), atol=1e-4)
+    side = (weight / start.scale.float() - codes).sign()  # of the cell, from which the weight comes
+    assert torch.allclose((found - codes)[moved], (side * (0.5 - max(depth, 1e-3)))[moved], atol=1e-4)
     assert torch.equal(found.round().clamp(-8, 7), codes)
 
 

@@ -85,6 +85,19 @@ def test_the_model_computes_what_it_did(kind: str, alpha: float) -> None:
     assert sorted(names) == sorted(behind_norms), "only what a norm feeds"
 
 
+def test_an_opt_with_its_norms_behind_the_residual_keeps_its_function() -> None:
+    # As OPT-350M: the residual reads the norms' output too, so no factor can go through them.
+    config = OPTConfig(**SIZE, ffn_dim=48, word_embed_proj_dim=32, do_layer_norm_before=False)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert torch.equal(outputs(smoothed(model, 0.5)), outputs(model))
+    with pytest.raises(ValueError, match="the residual reads them too"):
+        workflow.quantize(copy.deepcopy(model), smoothquant.W8, method="smoothquant", calibration=BATCHES)
+    found = quantize_integer(copy.deepcopy(model), BATCHES, alpha=0.5)
+    assert all(layer.channel_scale is not None for _, layer in block_linears(found))  # the layers divide
+    assert error(found, model) < 0.05
+
+
 @pytest.mark.parametrize("outliers", [None, 60.0])
 def test_the_shipped_model_computes_what_it_did(outliers: float | None) -> None:
     model, twin = tutorial.load(outliers), tutorial.load(outliers)
