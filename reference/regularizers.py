@@ -35,11 +35,12 @@ def kurtosis(weight: Tensor) -> Tensor:
 
     Chapter: deployment/production
     """
-    centred = weight - weight.mean() if weight.numel() else weight
+    wide = _wide(weight)
+    centred = wide - wide.mean() if weight.numel() else wide
     variance = centred.square().mean()
     if weight.numel() < 2 or not variance > 0:
         raise ValueError(f"weight has {weight.numel()} entries that are all equal; a kurtosis needs a spread")
-    return centred.pow(4).mean() / variance.square()
+    return (centred.pow(4).mean() / variance.square()).to(weight.dtype)
 
 
 def kurtosis_penalty(weights: Iterable[Tensor], target: float = UNIFORM_KURTOSIS) -> Tensor:
@@ -96,13 +97,19 @@ def hoyer_penalty(weights: Iterable[Tensor]) -> Tensor:
     """
     found = []
     for weight in weights:
-        energy = weight.square().sum()
+        wide = _wide(weight)
+        energy = wide.square().sum()
         if not energy > 0:
             raise ValueError(
                 f"weights holds a tensor of shape {tuple(weight.shape)} with only zeros, which has no ratio"
             )
-        found.append(weight.abs().sum().square() / (weight.numel() * energy))
+        found.append((wide.abs().sum().square() / (weight.numel() * energy)).to(weight.dtype))
     return _mean(found)
+
+
+def _wide(weight: Tensor) -> Tensor:
+    """float32 at least: in float16 the fourth power of 0.01 is 0, and the sum of a matrix soon infinite."""
+    return weight.to(torch.promote_types(weight.dtype, torch.float32))
 
 
 def _mean(parts: list[Tensor]) -> Tensor:

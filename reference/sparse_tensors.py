@@ -199,6 +199,9 @@ class BlockSparseTensor:
         within = (column >= 0) & (column < self.columns // blocks.shape[1])
         if len(column) != len(blocks) or not bool(within.all()):
             raise ValueError(f"column must hold {len(blocks)} block columns below {self.columns // blocks.shape[1]}")
+        row = torch.arange(len(crow) - 1, device=crow.device).repeat_interleave(crow.diff())
+        if bool(((row * self.columns + column).diff() <= 0).any()):
+            raise ValueError("column must ascend within each block row; a block that is there twice would count twice")
         if not torch.equal(self.order.long().sort().values, torch.arange(len(crow) - 1, device=crow.device)):
             raise ValueError(f"order must hold each of the {len(crow) - 1} block rows once")
 

@@ -179,7 +179,7 @@ def save_state(folder: Path, model: nn.Module, optimizers: list[torch.optim.Opti
 
     Args:
         folder: created, or replaced as a whole.
-        model, optimizers: their parameters and states.
+        model, optimizers: their parameters, buffers (the running statistics of a batch norm) and states.
         step: steps taken so far.
 
     Raises:
@@ -197,7 +197,7 @@ def save_state(folder: Path, model: nn.Module, optimizers: list[torch.optim.Opti
     Chapter: none (plumbing: writes files)
     """
     with atomic_directory(folder, replace=True) as temporary:
-        save_file({k: v.detach().contiguous() for k, v in model.named_parameters()}, temporary / "model.safetensors")
+        save_file({k: v.detach().contiguous() for k, v in _tensors(model).items()}, temporary / "model.safetensors")
         for number, optimizer in enumerate(optimizers):
             tensors = {
                 f"{index}.{name}": torch.as_tensor(value).contiguous()
@@ -232,8 +232,8 @@ def load_state(folder: Path, model: nn.Module, optimizers: list[torch.optim.Opti
     """
     weights = load_file(folder / "model.safetensors")
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(weights[name])
+        for name, tensor in _tensors(model).items():
+            tensor.copy_(weights[name])
     for number, optimizer in enumerate(optimizers):
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in load_file(folder / f"optimizer_{number}.safetensors").items():
@@ -241,6 +241,12 @@ def load_state(folder: Path, model: nn.Module, optimizers: list[torch.optim.Opti
             state.setdefault(int(index), {})[name] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return json.loads((folder / "state.json").read_text())["step"]
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters, and the buffers that are part of a model's state, a tensor with two names once."""
+    state = model.state_dict().keys()
+    return dict(model.named_parameters()) | {name: buffer for name, buffer in model.named_buffers() if name in state}
 
 
 def fit(

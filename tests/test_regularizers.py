@@ -36,6 +36,18 @@ def test_kurtosis_by_hand() -> None:
     assert float(kurtosis(torch.tensor([[0.0, 0.0], [0.0, 4.0]]))) == pytest.approx(21 / 9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("spread", [1e-3, 0.02, 1.0])
+def test_short_types_have_room_for_fourth_powers_and_sums(dtype, spread) -> None:
+    weight = (torch.randn(600, 600, generator=draw(5)) * spread).to(dtype)
+    for found, exact in (
+        (kurtosis(weight), kurtosis(weight.double())),
+        (hoyer_penalty([weight]), hoyer_penalty([weight.double()])),
+    ):
+        assert found.dtype == dtype
+        assert float(found) == pytest.approx(float(exact), rel=torch.finfo(dtype).eps)
+
+
 def test_penalties_are_means_over_tensors() -> None:
     one, two = torch.randn(40, 30, generator=draw(1)), torch.rand(17, generator=draw(2))
 

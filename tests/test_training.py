@@ -169,6 +169,26 @@ def test_state_comes_back_whole(tmp_path: Path) -> None:
             assert all(torch.equal(torch.as_tensor(v), loaded[index][k]) for k, v in entries.items())
 
 
+def test_running_statistics_go_on_after_a_break(tmp_path: Path) -> None:
+    """They are no parameters, and evaluation reads nothing else of the batches seen before the break."""
+    images = torch.randn(6, 8, 4, generator=torch.Generator().manual_seed(1))
+
+    def run(checkpoint: Path | None, steps: int) -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+        optimizer = torch.optim.Adam(model.parameters())
+        taken = train(model, lambda step: model(images[step]).square().sum(), [optimizer], steps=6, checkpoint=checkpoint,
+                      every=3)  # fmt: skip
+        for _ in range(steps):
+            next(taken, None)
+        return model
+
+    run(tmp_path / "state", 4)  # killed behind the state of step 3
+    broken, whole = run(tmp_path / "state", 6).state_dict(), run(None, 6).state_dict()
+    assert int(whole["1.num_batches_tracked"]) == 6
+    assert all(torch.equal(value, broken[name]) for name, value in whole.items())
+
+
 def test_a_model_left_in_evaluation_mode_is_trained_in_training_mode() -> None:
     model, optimizers = make()
     modes = []

@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import zlib
 from pathlib import Path
 from typing import Literal
 
@@ -93,7 +94,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
             if count > _LIMIT:
                 raise ValueError(f"{path} declares {count:,} bytes of data; more than {_LIMIT:,} are refused")
             data = file.read(count + 1)
-        except (EOFError, gzip.BadGzipFile) as error:
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(f"{path} cannot be decompressed: {error}") from None
     if len(data) != count:
         raise ValueError(

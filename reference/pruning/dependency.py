@@ -86,6 +86,7 @@ SAME_CHANNELS = {
 }  # fmt: skip
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 RESHAPES = {torch.flatten, torch.reshape, torch.squeeze, "flatten", "view", "reshape", "squeeze"}
+WRITTEN_SHAPES = {torch.reshape, "view", "reshape"}
 MEANS = {torch.mean, torch.sum, torch.amax, "mean", "sum", "amax"}
 SHAPES = {getattr, operator.getitem, operator.mul, operator.floordiv, "size", "dim", "numel"}
 
@@ -95,7 +96,7 @@ def groups(model: nn.Module, example: Tensor) -> list[Group]:
 
     Known are convolutions (also depthwise), linear layers, batch norm, functions of single values, pooling, means over
     positions, additions, products, concatenations of channels, and flattening. Groups that hold the model's
-    outputs, and those added to its inputs, are ``fixed``.
+    outputs, those added to its inputs, and those whose number stands in a ``view``, are ``fixed``.
 
     Args:
         model: a module that ``torch.fx`` can trace; it is run once, in evaluation mode.
@@ -105,7 +106,8 @@ def groups(model: nn.Module, example: Tensor) -> list[Group]:
         The groups, in the order of the forward pass.
 
     Raises:
-        ValueError: the graph holds an operation that is not known; the message names it, and the layer.
+        ValueError: the graph holds an operation that is not known, or two layers that share a weight; the message names
+            it, and the layer.
 
     Source: the problem is stated in Fang et al. 2023, "DepGraph", section 3; this solution by union and
     find on channel numbers is our own.
@@ -137,6 +139,7 @@ class _Walk:
 
     def __init__(self, graph: fx.GraphModule) -> None:
         self.layers = dict(graph.named_modules())
+        self.weights: dict[int, str] = {}  # id of a weight → the layer that holds it
         self.parent: list[int] = []
         self.channels: dict[fx.Node, np.ndarray] = {}
         self.seen: dict[tuple[str, str], np.ndarray] = {}  # (layer, side) → numbers
@@ -188,6 +191,8 @@ class _Walk:
         layer = self.layers[name]
         if isinstance(layer, POINTWISE_LAYERS):
             return source
+        if (other := self.weights.setdefault(id(getattr(layer, "weight", layer)), name)) != name:
+            raise self.unknown(node, f"a weight that is also that of layer {other!r}")
         if isinstance(layer, NORMS):
             return self.record(name, "out", source)
         if isinstance(layer, nn.Flatten) and layer.start_dim == 1:
@@ -212,7 +217,7 @@ class _Walk:
             if target in POINTWISE or (node.op == "call_method" and target in POINTWISE_METHODS):
                 return first
             if target in SAME_CHANNELS:
-                for other in sources[1:]:
+                for other in sources:
                     if len(self.channels[other]) != len(first) or len(_shape(other) or ()) != len(shape):
                         raise self.unknown(node, "an operation on tensors of unequal channels")
                     self.merge(first, self.channels[other])
@@ -229,6 +234,11 @@ class _Walk:
     def reshaped(self, node: fx.Node, source: np.ndarray) -> np.ndarray:
         """``[n, C, …]`` → ``[n, C · positions]``, each channel repeated, or axes of one element dropped."""
         shape, before = _shape(node) or (), _shape(node.all_input_nodes[0]) or ()
+        if node.target in WRITTEN_SHAPES:
+            sizes: Any = node.args[1:] or tuple(node.kwargs.values())
+            sizes = sizes[0] if sizes and isinstance(sizes[0], tuple | list) else sizes
+            if len(sizes) > 1 and isinstance(sizes[1], int) and sizes[1] > 0:
+                self.fix(source, f"its size is written as {sizes[1]} in {node.name!r}")
         if len(shape) >= 2 and shape[0] == before[0]:
             if len(shape) == 2 and shape[1] == math.prod(before[1:]):
                 return source.repeat(math.prod(before[2:]))

@@ -84,7 +84,8 @@ def prune_layer(
         hessian: ``[in_features, in_features]`` of :class:`reference.quantization.hessian.HessianAccumulator`.
         sparsity: fraction removed of each block of columns, all rows together, ``0 <= sparsity < 1``; or
         pattern: ``(n, m)``: n of each m neighbours in a row stay. m divides ``in_features`` and ``block_size``; or
-        mask: bool ``[out, in]``, True where a weight is kept, chosen by another method: only the others are moved.
+        mask: bool ``[out, in]``, True where a weight is kept, chosen by another method: the others are removed, and those
+            that stay make up for them.
         damping: fraction of the mean diagonal added to it; raised step by step, with a warning, if the
             factorisation fails.
         block_size: columns whose mask is chosen at once, and between two updates of the rest.

@@ -83,7 +83,9 @@ def initial(seeds: Sequence[int]) -> States:
     """
     models = []
     for seed in seeds:
-        generator, model = torch.Generator().manual_seed(seed), LeNet300()
+        generator = torch.Generator().manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):  # what a layer draws when it is made is replaced below
+            model = LeNet300()
         for value in model.parameters():
             if value.ndim > 1:
                 nn.init.xavier_normal_(value, generator=generator)

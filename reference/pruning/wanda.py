@@ -154,19 +154,21 @@ def mass_mask(weight: Tensor, input_norm: Tensor, sparsity: float, *, tolerance:
     r"""Remove from each row its smallest scores, up to the same part of the row's sum of scores.
 
     Rows whose scores are unequal lose more weights than rows whose scores are alike. The part is found by bisection, so
-    that ``sparsity`` of all weights go. It is the variant of the authors' code, and no better than :func:`mask`.
+    that ``sparsity`` of all weights go. It is the variant of the authors' code, and no better than :func:`mask`. As there
+    the part is at most 0.8, and found to within ``tolerance``: of normally distributed scores no fewer than some 2 % and
+    no more than some 93 % go, whatever ``sparsity`` says.
 
     Args:
         weight: ``[out_features, in_features]``, floating point.
         input_norm: ``[in_features]``.
         sparsity: fraction removed of all weights, ``0 <= sparsity < 1``.
-        tolerance: of the fraction, and of the part, at which the search stops.
+        tolerance: of the fraction, and of the part, at which the search stops, above 0.
 
     Returns:
         Bool ``[out_features, in_features]``, True where a weight is kept.
 
     Raises:
-        ValueError: shapes do not match, or ``sparsity`` is out of range.
+        ValueError: shapes do not match, or ``sparsity`` or ``tolerance`` is out of range.
 
     Source: the authors' code, ``--use_variant``; not in the paper.
 
@@ -179,6 +181,8 @@ def mass_mask(weight: Tensor, input_norm: Tensor, sparsity: float, *, tolerance:
     Chapter: pruning/one_shot
     """
     magnitude.removed_count(sparsity, 1)  # its range
+    if not tolerance > 0:  # the search for a fraction that no part gives would never end
+        raise ValueError(f"tolerance is {tolerance}; it may be any number above 0")
     score = scores(weight, input_norm)
     values, order = score.sort(dim=1, stable=True)
     running, total = values.cumsum(1), score.sum(1, keepdim=True)

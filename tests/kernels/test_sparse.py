@@ -137,6 +137,16 @@ def test_24_no_rows_and_masks(generator) -> None:
     assert multiply_24(torch.zeros((0, 32), dtype=torch.bfloat16), values, tensor.positions).shape == (0, 8)
 
 
+def blocks_at(column: list[int], crow: list[int]) -> BlockSparseTensor:
+    """Blocks of ones, 2 by 2, in a matrix of 4 columns."""
+    numbers = [torch.tensor(values, dtype=torch.int32) for values in (crow, column, range(len(crow) - 1))]
+    return BlockSparseTensor(torch.ones(len(column), 2, 2), *numbers, columns=4)
+
+
+def test_columns_ascend_in_a_row_and_start_again_in_the_next() -> None:
+    assert blocks_at([1, 0, 1], [0, 1, 3]).to_dense().tolist() == [[0, 0, 1, 1]] * 2 + [[1, 1, 1, 1]] * 2
+
+
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
@@ -156,6 +166,9 @@ def test_24_no_rows_and_masks(generator) -> None:
         ),
         (lambda: SparseTensor(torch.ones(2, 7), torch.zeros(2, 1).short()), ValueError, "values is torch.float32"),
         (lambda: BlockSparseTensor.from_dense(torch.ones(32, 40), 32), ValueError, "multiples of 32"),
+        # A block twice: the product would add both, the dense matrix hold the last.
+        (lambda: blocks_at([1, 1], [0, 2]), ValueError, "column must ascend within each block row"),
+        (lambda: blocks_at([1, 0], [0, 2]), ValueError, "column must ascend within each block row"),
         (lambda: BlockSparseTensor.from_dense(torch.ones(32, 32).int(), 32), TypeError, "weight is torch.int32"),
     ],
 )

@@ -190,7 +190,9 @@ def test_barrier_of_a_network_that_loses_its_sign_on_the_way() -> None:
 def test_the_task_splits_by_scan_and_stops_early() -> None:
     images = ticket_task.data()
     assert [len(labels) for _, labels in images] == [2200, 788, 4000]
+    before = torch.get_rng_state()
     states = ticket_task.initial([3, 3, 4])
+    assert torch.equal(torch.get_rng_state(), before)  # its draws are its seeds'
     assert torch.equal(states["fc1.weight"][0], states["fc1.weight"][1])
     assert not torch.equal(states["fc1.weight"][0], states["fc1.weight"][2])
     torch.testing.assert_close(states["fc1.weight"].std(), torch.tensor((2 / 1084) ** 0.5), rtol=0.01, atol=0)

@@ -164,6 +164,61 @@ def test_unknown_functions_are_named():
         find_groups(Chunks(), torch.randn(1, 3, 8, 8))
 
 
+class Written(nn.Module):
+    """A convolution, and a linear layer behind a ``view`` whose sizes are given."""
+
+    def __init__(self, *sizes, call=None):
+        super().__init__()
+        self.conv, self.fc, self.last = nn.Conv2d(1, 6, 3), nn.Linear(96, 4), nn.Linear(4, 2)
+        self.call = call or (lambda x: x.view(*sizes))
+
+    def forward(self, x):
+        return self.last(self.fc(self.call(torch.relu(self.conv(x))).flatten(1)))
+
+
+@pytest.mark.parametrize(
+    ("make", "free"),
+    [
+        (lambda: Written(-1, 96), ["fc"]),
+        (lambda: Written(2, 6, 16), ["fc"]),
+        (lambda: Written(call=lambda x: x.reshape((x.shape[0], 6, -1))), ["fc"]),
+        (lambda: Written(call=lambda x: torch.reshape(x, (-1, 96))), ["fc"]),
+        (lambda: Written(2, -1), ["conv", "fc"]),
+        (lambda: Written(call=lambda x: x.view(x.size(0), x.size(1) * 16)), ["conv", "fc"]),
+    ],
+)
+def test_channels_whose_number_is_written_into_a_view_stay(make, free):
+    """Cut, the model would fail at that view, which asks for 96 numbers where there are fewer."""
+    model, x = make().eval(), torch.randn(2, 1, 6, 6)
+    found = find_groups(model, x)
+    assert [group.name for group in found if not group.fixed] == free
+    assert all("written as" in group.fixed for group in found if group.name == "conv" and "conv" not in free)
+    small, zeros = pruned_pair(model, [group for group in found if not group.fixed], 0.5)
+    torch.testing.assert_close(small(x), zeros(x))
+
+
+def test_two_layers_that_share_a_weight_are_refused():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 2))
+    model[3].weight = model[1].weight
+    with pytest.raises(ValueError, match="layer '3'.*also that of layer '1'"):
+        find_groups(model, torch.zeros(1, 3))
+
+
+def test_an_operand_with_fewer_axes_first_is_refused():
+    """``[n, c]`` times ``[n, c, c, n]`` pairs the channels of one with positions of the other."""
+
+    class Gate(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.gate, self.fc = nn.Conv2d(2, 4, 1), nn.Linear(2, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.fc((self.gate(x.mean((2, 3))) * self.conv(x)).mean((2, 3)))
+
+    with pytest.raises(ValueError, match="unequal channels"):
+        find_groups(Gate(), torch.randn(4, 2, 4, 4))
+
+
 def test_a_group_added_to_the_input_is_fixed():
     class Skip(nn.Module):
         def __init__(self):

@@ -91,6 +91,13 @@ def test_equal_mass_removes_the_same_part_of_each_rows_scores(sparsity: float) -
     assert share.max() - share.min() < 0.01
 
 
+def test_equal_mass_has_the_limits_of_the_authors_search() -> None:
+    """Its part is 0.8 at most, and one of a thousandth takes more than a hundredth of normally distributed scores."""
+    weight = torch.randn(100, 500, generator=torch.Generator().manual_seed(4))
+    removed = [1 - wanda.mass_mask(weight, torch.ones(500), s).double().mean().item() for s in (0.0, 0.01, 0.97, 0.99)]
+    assert removed == pytest.approx([0.021, 0.021, 0.926, 0.926], abs=0.005)
+
+
 def test_what_cannot_be_is_refused_by_name() -> None:
     weight, inputs = problem(5)
     norms = norms_of(inputs)
@@ -104,6 +111,8 @@ def test_what_cannot_be_is_refused_by_name() -> None:
         wanda.mask(weight, -norms, 0.5)
     with pytest.raises(ValueError, match="sparsity is 1.5"):
         wanda.mass_mask(weight, norms, 1.5)
+    with pytest.raises(ValueError, match="tolerance is 0"):
+        wanda.mass_mask(weight, norms, 0.3, tolerance=0.0)
     with pytest.raises(ValueError, match="m is 5; it must divide the 32 inputs"):
         wanda.mask(weight, norms, pattern=(2, 5))
     accumulator = wanda.InputNorms(32)
