@@ -42,7 +42,8 @@ COUNT_RULES: dict[str, Callable[[float, int], int]] = {
     "round_plus_one": lambda sparsity, total: round(sparsity * total) + 1,
     "floor_plus_one": lambda sparsity, total: int(sparsity * total) + 1,
     "ceil_plus_one": lambda sparsity, total: math.ceil(sparsity * total) + 1,
-    "floor_kept": lambda sparsity, total: total - int((1 - sparsity) * total),
+    # 1 - 0.9 is 0.09999999999999998, of which ten weights would keep none; the code that this follows is given 0.1.
+    "floor_kept": lambda sparsity, total: total - int(round(1 - sparsity, 12) * total),
 }
 TIE_RULES = ("first", "last", "all")
 
@@ -284,7 +285,8 @@ def threshold_mask(weight: Tensor, quality: float, *, min_keep: int = 1) -> Tens
     if not 0 <= quality < math.inf:
         raise ValueError(f"quality is {quality}; it may be 0 or more, and finite")
     score = _score("weight", weight)
-    keep = score >= quality * _std(weight)
+    std = _std(weight)
+    keep = score.to(std.dtype) >= quality * std  # else a number is rounded to the type of a bfloat16 tensor beside it
     return keep | _largest(score.flatten(), min_keep, "first").view(weight.shape)
 
 

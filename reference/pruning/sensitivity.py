@@ -81,7 +81,7 @@ def by_tolerance(
         name → sparsity, from 0 to the last of ``sparsities``.
 
     Raises:
-        ValueError: ``sparsities`` does not rise, lengths differ, or ``tolerance`` is negative.
+        ValueError: ``sparsities`` does not rise, lengths differ, a score is NaN or infinite, or ``tolerance`` is negative.
 
     Source: Han et al. 2015, section 3.
 
@@ -160,6 +160,8 @@ def _grid(scores: Mapping[str, Sequence[float]], sparsities: Sequence[float]) ->
     for name, curve in scores.items():
         if len(curve) != len(grid):
             raise ValueError(f"scores[{name!r}] has {len(curve)} values for {len(grid)} sparsities")
+        if not np.isfinite(curve).all():  # NaN is not above any limit, and would pass for no fall at all
+            raise ValueError(f"scores[{name!r}] is {[float(value) for value in curve]}; scores must be finite")
     return grid
 
 
