@@ -374,8 +374,10 @@ def _kind(name: str) -> str:
         return "scales"
     if name.endswith(("weight_zero_point", ".qzeros")):
         return "zero_points"
-    if "embed" in name or name.startswith("lm_head"):
+    module = name.split(".")[-2:][0]
+    if "embed" in name or name.startswith("lm_head") or module in ("wte", "wpe"):  # GPT-2's
         return "embeddings"
-    if name.endswith((".weight", ".weight_packed", ".qweight")) and "norm" not in name.lower():
+    norm = "norm" in name.lower() or module.startswith("ln_")
+    if name.endswith((".weight", ".weight_packed", ".qweight")) and not norm:
         return "weights"
     return "other"

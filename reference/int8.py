@@ -52,6 +52,8 @@ def integer_product(x: Tensor, weight: Tensor) -> Tensor:
         raise ValueError(f"x has {x.shape[1]} columns; sums in int32 are exact up to {MOST_INPUTS:,}")
     if x.numel() == 0 or weight.numel() == 0:
         return torch.zeros(len(x), len(weight), dtype=torch.int32, device=x.device)
+    # torch's product goes by the strides, also where they mean nothing: those of a single row, of rows repeated.
+    x = x.reshape(-1).view(x.shape)
     if x.is_cuda:
         return _padded(x, weight)
     # torch 2.13 misreads the layout of a weight with a single column.

@@ -180,7 +180,7 @@ class QuantizedLinear(nn.Module):
         if self._int4 is None or self._int4[0].device != x.device:
             self._int4 = self._repack(group)
         packed, scale_and_zero, _ = self._int4
-        flat = x.reshape(-1, self.in_features).to(torch.bfloat16)
+        flat = x.reshape(-1, self.in_features).to(torch.bfloat16).contiguous()
         y = torch.ops.aten._weight_int4pack_mm_for_cpu(flat, packed, group, scale_and_zero)
         y = y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
         return y if self.bias is None else y + self.bias.to(x.dtype)

@@ -94,7 +94,9 @@ def quantize_folder(
     streamed, names = _open(folder, output)
     choose = _by_pattern(spec, bits or {}, skip, names)
     arguments: dict[str, Any] = {"method": method, "activations": activations, "calibration": calibration}
-    workflow.check(streamed.model, choose, **arguments)
+    grids = workflow.check(streamed.model, choose, **arguments)
+    moved = method.endswith("gptq") and act_order and not static_groups
+    checkpoint.check(streamed.model, grids, format, activations=activations, moved_groups=moved)
 
     def solve(**shared: Any) -> dict[str, QuantizationSpec | None]:
         workflow.quantize(
@@ -166,7 +168,8 @@ def prune_folder(
         "pattern": pattern, "method": method, "spec": spec, "calibration": calibration,
         "skip": lambda name: any(fnmatch.fnmatchcase(name, one) for one in skip),
     }  # fmt: skip
-    one_shot.check(streamed.model, sparsity, **arguments)
+    grids = one_shot.check(streamed.model, sparsity, **arguments)
+    checkpoint.check(streamed.model, {name: grid for name, grid in grids.items() if grid is not None}, format)
 
     def solve(**shared: Any) -> dict[str, QuantizationSpec | None]:
         one_shot.prune(streamed.model, sparsity, damping=damping, **arguments, **shared)

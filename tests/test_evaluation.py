@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from reference import checkpoint, workflow
 from reference.evaluation import (
@@ -221,6 +222,16 @@ def test_bytes_by_kind_are_the_sums_of_the_tensors(tmp_path: Path, shard_bytes: 
     )
     assert sizes["total"] == sum(file.stat().st_size for file in files)
     assert tensor_bytes(tmp_path / "out") == {name: tensor.nbytes for name, tensor in tensors.items()}
+
+
+def test_the_bytes_of_gpt2_are_told_apart_by_its_own_names(tmp_path: Path) -> None:
+    config = GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=96, n_positions=64)
+    model = GPT2LMHeadModel(config)
+    model.save_pretrained(tmp_path)
+    sizes = size_on_disk(tmp_path)
+    assert sizes["embeddings"] == (96 + 64) * 32 * 4
+    assert sizes["weights"] == sum(m.weight.nbytes for m in model.transformer.h.modules() if isinstance(m, Conv1D))
+    assert sizes["other"] == sum(p.nbytes for p in model.transformer.parameters() if p.ndim == 1)  # norms and biases
 
 
 def test_a_float_model_has_weights_and_no_scales(tmp_path: Path) -> None:

@@ -72,6 +72,19 @@ def test_products_are_exact(product: object, rows: int, inputs: int, outputs: in
     assert np.array_equal(found.numpy(), x.astype(np.int64) @ w.astype(np.int64).T)
 
 
+@pytest.mark.parametrize("rows", [1, 3, 20])
+def test_products_are_exact_however_the_codes_lie_in_memory(rows: int) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    wide = torch.randint(-128, 128, (70, 2 * rows), generator=generator, dtype=torch.int8)
+    w = torch.randint(-128, 128, (9, 70), generator=generator, dtype=torch.int8)
+    # Of a column turned into a row torch says that it is contiguous, and its product misreads the strides.
+    column = wide[:, :rows].contiguous()
+    for x in (column.T, wide[:, ::2].T, column[:, 0].contiguous().expand(rows, -1), column.T.contiguous()):
+        for weight in (w, w.T.contiguous().T, w[:1], w.T.contiguous().T[:1]):
+            expected = x.numpy().astype(np.int64) @ weight.numpy().astype(np.int64).T
+            assert np.array_equal(integer_product(x, weight).numpy(), expected), (x.stride(), weight.stride())
+
+
 def test_products_equal_the_recorded_accumulators() -> None:
     stored = recorded("int8_")
     found = integer_product(stored["x"].reshape(-1, 64), stored["w"])

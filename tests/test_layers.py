@@ -154,6 +154,18 @@ def test_gradients_reach_the_input(rows: int) -> None:
     assert torch.allclose(x.grad, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_few_rows_may_lie_in_memory_as_they_like(dtype: torch.dtype) -> None:
+    layer, wide = layer_of(QuantizationSpec(4, group_size=32)), inputs_of(256, 4).to(dtype)
+    column = wide[:, :1].contiguous()
+    last = inputs_of(2, 5, 256).to(dtype)[:, -1]  # the newest token of each sequence
+    with torch.no_grad():
+        for x in (wide.T, wide[:, ::2].T, column.T, column[:, 0].expand(3, -1), last):
+            expected = reference_output(layer, x)
+            assert (layer(x).double() - expected).abs().max() <= TOLERANCE * expected.abs().max(), x.stride()
+    assert layer.copied_bytes
+
+
 def test_inputs_of_another_width_are_refused() -> None:
     layer = layer_of(QuantizationSpec(4, group_size=64))
     for shape in ((2, 128), (4, 64), (8, 255)):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -139,6 +140,43 @@ def test_working_memory_counts_what_waits(folder: Path, drawn: list) -> None:
     assert needs["hessian"] == 12 * 96**2
 
 
+UNFIT = {
+    "no such format": ("zip", QuantizationSpec(4, group_size=32), {}),
+    "bits": ("awq", QuantizationSpec(3, group_size=32), {}),
+    "other bits": ("gptq", QuantizationSpec(5, group_size=32), {}),
+    "group index": ("compressed-tensors", QuantizationSpec(4, group_size=32), {"act_order": True, "static_groups": False}),
+    "group index beside awq": ("awq", QuantizationSpec(4, group_size=32), {"act_order": True, "static_groups": False}),
+    "integers": ("gptq", QuantizationSpec(8, symmetric=True), {"activations": ActivationSpec()}),
+    "static integers": ("awq", QuantizationSpec(8, symmetric=True), {"activations": ActivationSpec("static")}),
+    "restricted": ("compressed-tensors", QuantizationSpec(8, symmetric=True), {"activations": ActivationSpec(restricted=True)}),
+    "affine tensor": ("compressed-tensors", QuantizationSpec(4, per_tensor=True), {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_what_the_format_cannot_hold_is_refused_before_the_first_block(
+    folder: Path, drawn: list, tmp_path: Path, case: str
+) -> None:
+    format, spec, options = UNFIT[case]
+    model = workflow.quantize(loading.load_float(folder), spec, method="gptq", calibration=drawn[:1], **options)
+    with pytest.raises(ValueError, match="format is|format holds|can hold|cannot hold|restricted|affine") as late:
+        checkpoint.save(model, tmp_path / "late", format)
+    with pytest.raises(ValueError, match=re.escape(str(late.value))):
+        pipeline.quantize_folder(
+            folder, tmp_path / "early", spec, method="gptq", calibration=drawn[:1], format=format,
+            progress=lambda _: pytest.fail("a block was begun"), **options,
+        )  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+def test_pruned_and_rounded_layers_are_held_against_the_format_too(folder: Path, drawn: list, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="3 bits; the awq format holds 4"):
+        pipeline.prune_folder(
+            folder, tmp_path / "out", 0.5, spec=QuantizationSpec(3), calibration=drawn, format="awq",
+            progress=lambda _: pytest.fail("a block was begun"),
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize("change", ["quantize", "prune"])
 def test_how_a_model_generates_comes_along(folder: Path, tmp_path: Path, change: str) -> None:
     mine = tmp_path / "mine"
@@ -229,6 +267,17 @@ def test_ranks_share_whole_batches_and_refuse_too_few() -> None:
     assert sorted(item for share in shares for item in share) == items
     with pytest.raises(ValueError, match="2 calibration batches do not go round 3 processes"):
         Ranks(0, 3).share([1, 2])
+
+
+def test_a_folder_that_does_not_name_its_type_is_streamed_in_the_stored_one(folder: Path, tmp_path: Path) -> None:
+    loading.load_float(folder).to(torch.bfloat16).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config.pop("dtype") == "bfloat16"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    streamed = StreamedModel(tmp_path)
+    streamed.enter("model.layers.0")
+    assert streamed.streams
+    assert {p.dtype for p in streamed.model.parameters()} == {loading.load_float(tmp_path).dtype} == {torch.bfloat16}
 
 
 def test_workflow_needs_a_job_to_stream(folder: Path) -> None:

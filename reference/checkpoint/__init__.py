@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -18,6 +19,9 @@ from reference.files import atomic_directory
 from reference.layers import Int8Linear, QuantizedLinear
 from reference.models.conv1d import TRANSPOSED, linearize
 from reference.models.families import replace_module
+from reference.quantization.activations import ActivationSpec
+from reference.quantization.grid import QuantizationSpec
+from reference.tensors import QuantizedTensor
 
 #: Each writes its layers with ``configuration`` and ``tensors`` and reads them with ``Reader``.
 FORMATS = {"compressed-tensors": compressed_tensors, "gptq": gptq, "awq": awq}
@@ -68,23 +72,16 @@ def save(
 
     Chapter: quantization/post_training
     """
-    if format not in FORMATS:
-        raise ValueError(f"format is {format!r}; it may be {', '.join(FORMATS)}")
     layers = {
         name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear | Int8Linear)
     }
+    configuration = _configuration(model, layers, format)
     config = model.config.to_dict()
     for key in ("quantization_config", "_name_or_path"):  # the latter is a path of this machine
         config.pop(key, None)
     config.update(architectures=[type(model).__name__], dtype=str(model.dtype).removeprefix("torch."))
-    if layers:
-        if format != "gptq" and model.config.model_type in TRANSPOSED:
-            raise ValueError(
-                f"{type(model).__name__} keeps its layers transposed (Conv1D), which loaders of {format} do not quantise; "
-                "write format 'gptq'"
-            )
-        floats = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-        config["quantization_config"] = FORMATS[format].configuration(dict(layers), floats)
+    if configuration is not None:
+        config["quantization_config"] = configuration
     tensors: dict[str, Tensor] = _float_tensors(model, layers)
     for name, layer in layers.items():
         found = FORMATS[format].tensors(layer, name, config["quantization_config"])
@@ -107,6 +104,71 @@ def save(
         if report is not None:
             (folder / REPORT).write_text(json.dumps(report, indent=2, sort_keys=True) + "\n")
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def check(
+    model: PreTrainedModel,
+    grids: Mapping[str, QuantizationSpec],
+    format: str = "compressed-tensors",
+    *,
+    activations: ActivationSpec | None = None,
+    moved_groups: bool = False,
+) -> None:
+    """What :func:`save` would refuse of a model that is still to be quantised, refused before a long run.
+
+    Args:
+        model: in float; weights may be on the meta device.
+        grids: of each layer that will be quantised, by full name.
+        format: as :func:`save`.
+        activations: how the layers' inputs will be quantised, if at all.
+        moved_groups: whether groups move with the columns (act-order without static groups).
+
+    Raises:
+        ValueError: unknown format, or a layer that the format cannot hold, named.
+
+    Example:
+        >>> from reference.models import tutorial
+        >>> check(tutorial.load(), {"model.layers.0.mlp.up_proj": QuantizationSpec(3, group_size=128)}, "awq")
+        Traceback (most recent call last):
+            ...
+        ValueError: model.layers.0.mlp.up_proj has 3 bits; the awq format holds 4. Write compressed-tensors or gptq
+
+    Chapter: none (checks)
+    """
+    layers: dict[str, QuantizedLinear | Int8Linear] = {}
+    for name, spec in grids.items():
+        rows, columns = model.get_submodule(name).get_parameter("weight").shape
+        groups = 1 if spec.per_tensor or spec.group_size is None else columns // spec.group_size
+        # As the solver will leave it, without content.
+        weight = QuantizedTensor(
+            torch.empty(rows, -(-columns * spec.bits // 32), dtype=torch.int32, device="meta"),
+            torch.empty(1 if spec.per_tensor else rows, groups, device="meta"),
+            None, (rows, columns), spec,
+            torch.empty(columns, dtype=torch.int32, device="meta") if moved_groups and spec.group_size else None,
+        )  # fmt: skip
+        if activations is None:
+            layers[name] = QuantizedLinear(weight)
+        else:
+            step = torch.ones(1) if activations.granularity == "static" else None
+            layers[name] = Int8Linear(weight, activations, input_scale=step)
+    _configuration(model, layers, format)
+
+
+def _configuration(
+    model: PreTrainedModel, layers: Mapping[str, QuantizedLinear | Int8Linear], format: str
+) -> dict | None:
+    """The ``quantization_config`` of ``model`` with ``layers`` quantised; None if there are none."""
+    if format not in FORMATS:
+        raise ValueError(f"format is {format!r}; it may be {', '.join(FORMATS)}")
+    if not layers:
+        return None
+    if format != "gptq" and model.config.model_type in TRANSPOSED:
+        raise ValueError(
+            f"{type(model).__name__} keeps its layers transposed (Conv1D), which loaders of {format} do not quantise; "
+            "write format 'gptq'"
+        )
+    floats = [n for n, module in model.named_modules() if isinstance(module, nn.Linear) and n not in layers]
+    return FORMATS[format].configuration(dict(layers), floats)
 
 
 def _float_tensors(model: PreTrainedModel, layers: dict[str, QuantizedLinear | Int8Linear]) -> dict[str, Tensor]:

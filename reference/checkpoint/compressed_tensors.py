@@ -32,7 +32,8 @@ def configuration(layers: dict[str, nn.Module], float_linears: list[str]) -> dic
         A JSON-ready dictionary; one config group a distinct grid.
 
     Raises:
-        ValueError: affine grids of several kinds in one model, which no CPU loader reads.
+        ValueError: a layer that the format cannot hold, named; or affine grids of several kinds in one model, which
+            no CPU loader reads.
 
     Example:
         >>> from reference.quantization.round_to_nearest import quantize_layer
@@ -45,8 +46,8 @@ def configuration(layers: dict[str, nn.Module], float_linears: list[str]) -> dic
     """
     by_grid: dict[tuple, list[str]] = {}
     for name, layer in layers.items():
-        spec, activations = layer.spec, _activations(layer, name)
-        key = (*_weights(spec).items(), None if activations is None else tuple(activations.items()))  # type: ignore[arg-type]
+        spec, activations = _check(layer, name).spec, _activations(layer, name)
+        key = (*_weights(spec).items(), None if activations is None else tuple(activations.items()))
         by_grid.setdefault(key, []).append(name)
     if len(by_grid) > 1 and not all(layer.spec.symmetric for layer in layers.values()):  # type: ignore[union-attr]
         raise ValueError(
@@ -73,6 +74,19 @@ def configuration(layers: dict[str, nn.Module], float_linears: list[str]) -> dic
         "ignore": float_linears,
         "kv_cache_scheme": None,
     }
+
+
+def _check(layer: nn.Module, name: str) -> QuantizedLinear | Int8Linear:
+    """Refuse a layer that the format cannot hold."""
+    assert isinstance(layer, QuantizedLinear | Int8Linear)
+    if isinstance(layer, QuantizedLinear) and layer.group_index is not None:
+        raise ValueError(
+            f"{name} has groups out of order (act-order); compressed-tensors cannot hold a group index. "
+            "Write format 'gptq', or solve with static groups"
+        )
+    if layer.spec.per_tensor and not layer.spec.symmetric:
+        raise ValueError(f"{name} is affine with one scale per tensor; use symmetric, or one scale per output channel")
+    return layer
 
 
 def _format(weights: dict, activations: tuple | None) -> str:
@@ -130,15 +144,8 @@ def tensors(layer: nn.Module, name: str, configuration: dict) -> dict[str, Tenso
 
     Chapter: none (file format)
     """
-    assert isinstance(layer, QuantizedLinear | Int8Linear)
+    layer = _check(layer, name)
     weight = layer.tensor
-    if weight.group_index is not None:
-        raise ValueError(
-            f"{name} has groups out of order (act-order); compressed-tensors cannot hold a group index. "
-            "Write format 'gptq', or solve with static groups"
-        )
-    if weight.spec.per_tensor and not weight.spec.symmetric:
-        raise ValueError(f"{name} is affine with one scale per tensor; use symmetric, or one scale per output channel")
     stored: dict[str, Tensor] = {"weight_scale": weight.scale.reshape(1) if weight.spec.per_tensor else weight.scale}
     if isinstance(layer, Int8Linear) and weight.spec.bits == 8:
         stored["weight"] = layer.weight

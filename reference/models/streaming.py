@@ -70,6 +70,17 @@ class Weights:
             except SafetensorError as error:
                 raise ValueError(f"{str(path)!r} could not be loaded, it is damaged: {error}") from error
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the first tensor of floating-point numbers; float32 if there is none."""
+        for name, path in self.files.items():
+            with safe_open(path, "pt") as file:
+                stored = file.get_slice(name)
+                found = stored[:1].dtype if stored.get_shape() else torch.int64
+            if found.is_floating_point:
+                return found
+        return torch.float32
+
     def read(self, names: list[str]) -> dict[str, Tensor]:
         """Copies of some tensors: no file stays mapped into memory."""
         found: dict[str, Tensor] = {}
@@ -113,7 +124,7 @@ class StreamedModel:
         kind = loading.model_class(folder)
         config = loading.float_config(folder)
         self.weights = Weights(folder)
-        self.dtype: torch.dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+        self.dtype: torch.dtype = config.dtype if isinstance(config.dtype, torch.dtype) else self.weights.dtype
         with init_empty_weights(include_buffers=False):
             model = (getattr(kind, "_from_config", None) or kind.from_config)(config, dtype=self.dtype)
         linearize(model)
