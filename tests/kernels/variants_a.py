@@ -91,11 +91,12 @@ def few_rows(rows: int, group: int, dtype: torch.dtype, zeros: bool, bits: int, 
 def dense(group: int, dtype: torch.dtype, zeros: bool, bits: int, plan: w4a16.Dense) -> Variant:
     constants: dict[str, Any] = {"BITS": bits, "G": group, "OUTPUTS": plan.outputs, "COLUMNS": plan.columns}
     types = SIZES | {"packed": "*i32", "scale": "*bf16", "zero_point": "*u8", "w": POINTERS[dtype]}
+    stream = plan.outputs * plan.columns * bits // 8  # of short groups, or of 2 bits, less than 16 bytes a thread
     return Variant(
         f"w4a16 {describe(plan)} {POINTERS[dtype][1:]} {bits} bits group {group}{'' if zeros else ' symmetric'}",
         _dense.dense, types, constants | ({} if zeros else {"zero_point": None}),
         frozenset({"packed", "scale", "zero_point", "w", "N", "K", "WORDS"}), plan.warps, 3,
-        stream=plan.outputs * plan.columns * bits // 8, matrix={80: "", 90: ""},
+        stream=stream if stream >= 16 * 32 * plan.warps else 0, matrix={80: "", 90: ""},
     )  # fmt: skip
 
 
