@@ -1,13 +1,21 @@
-"""The conftest.py of the run of the notebooks: the processor time of each one's kernel goes into the report.
+"""The conftest.py of the run of the notebooks: starts apart, and the processor time of each one's kernel in the report.
 
 Elapsed time depends on what else the machine is doing. A kernel with one thread takes its processor
 time on an idle core, so that is what a chapter's limit is about.
 """
 
 import resource
+import time
 from collections.abc import Generator
 
 import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers begin two seconds apart: kernels that start in the same instant can choose the same port, and one dies."""
+    worker = getattr(config, "workerinput", None)
+    if worker is not None:
+        time.sleep(2 * int(worker["workerid"].removeprefix("gw")))
 
 
 def processor_seconds() -> float:
