@@ -1,4 +1,4 @@
-"""Check a built site: its pages exist, and it loads nothing that is not in its folder."""
+"""Check a built site: its pages exist, load nothing that is not in its folder, and show tables as tables."""
 
 import re
 from pathlib import Path
@@ -28,6 +28,8 @@ LINKS = {
     "manifest",
 }
 CSS_URL = re.compile(r"""url\(\s*['"]?([^'")]+)|@import\s+['"]([^'"]+)""")
+
+TABLE_AS_TEXT = re.compile(r"\s*\|[^|]+\|.*\|\s*$", re.DOTALL)
 
 
 def loads(page: BeautifulSoup) -> list[str]:
@@ -68,6 +70,8 @@ def problems(html: Path, pages: list[str]) -> list[str]:
             i for i in soup.find_all("img") if i.get("alt") is None or (i.find_parent("article") and not i["alt"])
         ]
         found += [f"{path.relative_to(html)}: {image.get('src')} has no alt text" for image in silent]
+        if any(TABLE_AS_TEXT.match(p.text) for p in soup.find_all("p")):
+            found.append(f"{path.relative_to(html)} shows a table as text: its cell lacks mystnb.markdown_format")
     for path in sorted(html.rglob("*.css")):
         targets = [a or b for a, b in CSS_URL.findall(path.read_text())]
         found += [f"{path.relative_to(html)} loads {t}" for t in targets if missing(t, path)]

@@ -240,6 +240,14 @@ def test_what_a_browser_would_fetch_from_elsewhere_is_found(site, html):
     assert site_check.problems(site, [])
 
 
+def test_a_table_that_is_shown_as_text_is_found(site):
+    (site / "more.html").write_text("<p>| block | 0 |\n| — | — |\n| what it adds | 4.99 |</p>")
+    (found,) = site_check.problems(site, [])
+    assert "shows a table as text" in found
+    (site / "more.html").write_text("<p>The norm |x| and the bars a | b.</p><table><tr><td>| a | b |</td></tr></table>")
+    assert site_check.problems(site, []) == []
+
+
 def test_fonts_of_a_style_sheet_are_read(site):
     (site / "b.css").write_text("@font-face { src: url('https://example.org/a.woff2') }")
     assert site_check.problems(site, [])
