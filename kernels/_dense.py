@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from ._triton import jit, round_to, tl
+from ._words import codes_of
 
 
 @jit
@@ -18,12 +19,7 @@ def dense(
     words = tl.load(
         packed + n[:, None] * WORDS + word[None, :], mask=(n < N)[:, None] & (word < WORDS)[None, :], other=0
     )
-    words = tl.join(words, words >> 16)
-    words = tl.join(words, words >> 8)
-    words = tl.join(words, words >> 4)
-    if BITS == 2:
-        words = tl.join(words, words >> 2)
-    codes = tl.reshape(words, (OUTPUTS, COLUMNS)) & ((1 << BITS) - 1)
+    codes = codes_of(words, BITS, OUTPUTS, COLUMNS)
     group = n * GROUPS + (tl.program_id(0) * COLUMNS) // G
     s = tl.load(scale + group, mask=n < N, other=0.0).to(tl.float32)[:, None]
     if zero_point is None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from ._triton import INTERPRETED, jit, round_to, tl
+from ._words import codes_of
 
 
 @jit
@@ -45,13 +46,7 @@ def many_rows(
         inside = n_inside[:, None] & (w < WORDS)[None, :]
         words = tl.load(packed + n[:, None] * WORDS + w[None, :], mask=inside, other=0)
         xs = tl.load(x + m[None, :] * STRIDE + k[:, None], mask=m_inside[None, :] & (k < K)[:, None], other=0.0)
-        # join keeps a word's codes in the thread that loaded it: no way through shared memory before unpacking.
-        words = tl.join(words, words >> 16)
-        words = tl.join(words, words >> 8)
-        words = tl.join(words, words >> 4)
-        if BITS == 2:
-            words = tl.join(words, words >> 2)
-        codes = tl.reshape(words, (OUTPUTS, COLUMNS)) & ((1 << BITS) - 1)
+        codes = codes_of(words, BITS, OUTPUTS, COLUMNS)
         group = n * GROUPS + (block * COLUMNS) // G
         if zero_point is None:
             zero = tl.full((1, 1), 1 << (BITS - 1), tl.int32)

@@ -31,6 +31,7 @@ from ._checks import FLOATS, check_shape, check_size, check_tensors
 from ._splits import PROGRAMS, splits_for, with_splits
 from ._tile import Tile
 from ._triton import INTERPRETED, jit, round_to, tl, triton
+from ._words import codes_of
 
 #: One row of a 16-bit dtype with 4 or 8 bits, and few rows; the fastest at 4 and 5 bits on an H200.
 ONE_ROW = Tile(rows=1, outputs=16, columns=512, warps=2, stages=4)
@@ -40,20 +41,6 @@ ONE_ROW_SMALL = Tile(rows=1, outputs=8, columns=512, warps=4, stages=4)
 FEW = Tile(rows=16, outputs=64, columns=128, warps=4, stages=4)
 MANY = Tile(rows=128, outputs=128, columns=64, warps=8, stages=3)
 FLOAT32 = Tile(rows=16, outputs=64, columns=64, warps=4, stages=2)  # supported, not tuned
-
-
-@jit
-def _slice(words, WIDTH: tl.constexpr, OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Codes of WIDTH bits, first in the lowest bits of each word, in order: other bits above them."""
-    words = tl.join(words, words >> 16)
-    words = tl.join(words, words >> 8)
-    if WIDTH <= 4:
-        words = tl.join(words, words >> 4)
-    if WIDTH <= 2:
-        words = tl.join(words, words >> 2)
-    if WIDTH == 1:
-        words = tl.join(words, words >> 1)
-    return tl.reshape(words, (OUTPUTS, COLUMNS)) & ((1 << WIDTH) - 1)
 
 
 @jit
@@ -84,7 +71,7 @@ def _part(words, BEFORE: tl.constexpr, WIDTH: tl.constexpr, OUTPUTS: tl.constexp
 def _codes(packed, block, inside, ALL, BITS: tl.constexpr, OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr):
     if BITS == 8 or BITS == 4 or BITS == 2:
         words = _load_plane(packed, block, inside, ALL, 0, BITS, COLUMNS)
-        return _slice(words, BITS, OUTPUTS, COLUMNS)
+        return codes_of(words, BITS, OUTPUTS, COLUMNS)
     BASE: tl.constexpr = 4 if BITS > 4 else 2
     four = _part(_load_plane(packed, block, inside, ALL, 0, BASE, COLUMNS), 0, BASE, OUTPUTS, COLUMNS)
     if BITS == 6 or BITS == 7:

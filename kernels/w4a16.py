@@ -15,14 +15,14 @@ Layout (compressed-tensors' ``pack-quantized``, ``reference``'s own): row ``n`` 
     W[n, k] = scale[n, g] · (u[n, k] - zero_point[n, g])
 
 Four kernels, because the bound moves. With few rows, an H100 that reads 3 TB/s has time for fewer than six
-instructions per weight, so the instructions that unpack decide. `few_rows` takes two and a half to
-three: it unpacks two codes at a time in the registers from which the tensor cores take them. `one_row` needs no tensor
-cores and no assembly: one mask, one conversion, one fused multiply-add; it serves groups below 128 columns and
-float32. With more rows the arithmetic decides, and `many_rows` unpacks a block once for all of its rows; where the
-blocks are fewer than the processors it splits K over programs, whose partial sums are added in a fixed order: the
-result is the same in every run. Beyond 128 rows each tile of rows would unpack the weight again, beside products that a
-dense matrix multiplication does faster: `dense` unpacks it once, into memory, for `torch.nn.functional.linear`, and
-what it wrote is given back after the product. So does vLLM's AWQ, from 256 rows on.
+instructions per weight, so the instructions that unpack decide. `few_rows` takes two and a half to three: it unpacks
+two codes at a time in the registers from which the tensor cores take them. `one_row` needs no tensor cores and no
+assembly: one mask, one conversion, one fused multiply-add; it serves groups below 128 columns and float32. With more
+rows the arithmetic decides, and `many_rows` unpacks a block once for all of its rows; where the blocks are fewer than
+the processors it splits K over programs, whose partial sums are added in a fixed order: the result is the same in
+every run. Beyond 128 rows each tile of rows would unpack the weight again, beside products that a dense matrix
+multiplication does faster: `dense` unpacks it once, into memory, for `torch.mm`, and what it wrote is given back after
+the product. So does vLLM's AWQ, from 256 rows on.
 
 2-bit codes lie likewise, sixteen a word (``bits=2``). 3-bit codes do not fit: eight of them fill three bytes, so no
 load of a thread's share is aligned.
@@ -34,7 +34,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ._checks import FLOATS, check_shape, check_tensors
@@ -207,9 +206,9 @@ def w4a16(
     ``torch.backends.cuda.matmul``'s precision, and ``2 N K`` bytes (4 in float32) are needed meanwhile.
 
     Roofline: ``N K bits / 8 + 3 N K / G`` bytes of weight, scale and zero point (``2 N K / G`` of scale without),
-    ``2 (M K + M N)`` of activations; ``2 M N K`` flops; from 129 rows on ``4 N K`` bytes more. At M = 1, G = 128 and 4 bits that is 3.8 times fewer bytes than
-    bfloat16, the ceiling of its speed-up. Weights arrive 16 bytes a load where K is a multiple of 128, otherwise in
-    smaller pieces.
+    ``2 (M K + M N)`` of activations; ``2 M N K`` flops; from 129 rows on ``4 N K`` bytes more. At M = 1, G = 128 and 4
+    bits that is 3.8 times fewer bytes than bfloat16, the ceiling of its speed-up. Weights arrive 16 bytes a load where
+    K is a multiple of 128, otherwise in smaller pieces.
 
     Args:
         x: activations. Values below 2^-98 in magnitude may count as zero; Inf or NaN make their row non-finite.
@@ -254,7 +253,7 @@ def w4a16(
             _launch_few(x, weight, y, group_size, bits, plan)
             return y
         if isinstance(plan, Dense):
-            return F.linear(x, _unpacked(weight, columns, group_size, bits, plan, x.dtype))
+            return torch.mm(x.detach(), _unpacked(weight, columns, group_size, bits, plan, x.dtype).T, out=y)
         splits = plan.splits or splits_for(rows, outputs, columns, plan[:3])
         with_splits(lambda out: _launch_tile(x, weight, out, group_size, bits, plan, splits), y, splits)
     return y
@@ -300,9 +299,7 @@ def _launch_tile(
     )  # fmt: skip
 
 
-def _unpacked(
-    weight: Weight, columns: int, group_size: int, bits: int, plan: Dense, dtype: torch.dtype
-) -> Tensor:  # fmt: skip
+def _unpacked(weight: Weight, columns: int, group_size: int, bits: int, plan: Dense, dtype: torch.dtype) -> Tensor:
     packed, scale, zero_point = weight
     w = torch.empty((len(packed), columns), dtype=dtype, device=packed.device)
     grid = (triton.cdiv(columns, plan.columns), triton.cdiv(len(w), plan.outputs))

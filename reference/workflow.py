@@ -13,6 +13,7 @@ from reference.models.streaming import StreamedModel
 from reference.quantization.activations import ActivationSpec
 from reference.quantization.grid import QuantizationSpec, check_weight
 from reference.quantization.hessian import check_damping
+from reference.quantization.smoothquant import check_alpha
 from reference.ranks import ALONE, Ranks
 from reference.rounding import LayerError, Options, Rounding
 from reference.transforms.awq import scale_block
@@ -161,8 +162,8 @@ def check(
         raise ValueError(
             "alpha is None; a search compares integer blocks and needs quantised activations (--alpha auto needs --activations)"
         )
-    if transform == "smoothquant" and alpha is not None and not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is {alpha}; it may be 0 (none of the difficulty goes to the weights) to 1 (all)")
+    if transform == "smoothquant" and alpha is not None:
+        check_alpha(alpha)
     if method.endswith("gptq"):
         check_damping(damping)
     chosen = [

@@ -64,8 +64,7 @@ def smoothing_factors(activation_absmax: Tensor, weight_absmax: Tensor, alpha: f
             f"activation_absmax has shape {tuple(activation_absmax.shape)} and weight_absmax "
             f"{tuple(weight_absmax.shape)}; both are [in_features]"
         )
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is {alpha}; it may be 0 (none of the difficulty goes to the weights) to 1 (all)")
+    check_alpha(alpha)
     for name, absmax in (("activation_absmax", activation_absmax), ("weight_absmax", weight_absmax)):
         if not torch.isfinite(absmax).all() or (absmax < 0).any():
             raise ValueError(f"{name} holds negative, NaN or infinite values; it is a maximum of magnitudes")
@@ -84,3 +83,24 @@ def columns_absmax(weights: Sequence[Tensor]) -> Tensor:
     Chapter: quantization/smoothquant
     """
     return torch.stack([weight.abs().amax(0) for weight in weights]).amax(0)
+
+
+def check_alpha(alpha: float) -> None:
+    """Refuse a share of the difficulty that is none.
+
+    Args:
+        alpha: as of :func:`smoothing_factors`.
+
+    Raises:
+        ValueError: below 0, above 1, or NaN.
+
+    Example:
+        >>> check_alpha(2)
+        Traceback (most recent call last):
+            ...
+        ValueError: alpha is 2; it may be 0 (none of the difficulty goes to the weights) to 1 (all)
+
+    Chapter: none (check)
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha}; it may be 0 (none of the difficulty goes to the weights) to 1 (all)")
