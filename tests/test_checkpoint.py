@@ -23,12 +23,14 @@ from transformers import (
 )
 
 from reference import checkpoint, workflow
+from reference.checkpoint import compressed_tensors
 from reference.files import atomic_directory
 from reference.layers import QuantizedLinear
 from reference.models import tutorial
 from reference.models.families import block_linears
 from reference.quantization.activations import ActivationSpec
 from reference.quantization.grid import QuantizationSpec
+from reference.quantization.round_to_nearest import quantize_layer
 from reference.transforms.rotation import rotate
 
 IDS = torch.arange(48).reshape(2, 24) % 128
@@ -112,6 +114,19 @@ def test_layers_with_a_bias_keep_it(tmp_path: Path) -> None:
     workflow.quantize(model, QuantizationSpec(4, symmetric=True, group_size=64))
     checkpoint.save(model, tmp_path / "out")
     check(model, tmp_path / "out")
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("outputs", "inputs"), [(8, 4128), (4128, 8)])
+def test_long_layers_come_back(bits: int, symmetric: bool, outputs: int, inputs: int) -> None:
+    weight = torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(0))
+    layer = QuantizedLinear(quantize_layer(weight, QuantizationSpec(bits, symmetric=symmetric)))
+    stored = {f"x.{suffix}": tensor for suffix, tensor in compressed_tensors.tensors(layer, "x", {}).items()}
+    reader = compressed_tensors.Reader(compressed_tensors.configuration({"x": layer}, []))
+    back = reader.take(stored, "x", nn.Linear(inputs, outputs, bias=False))
+    assert not stored
+    assert torch.equal(back.tensor.dequantize(), layer.tensor.dequantize())
 
 
 def test_a_bfloat16_model_keeps_its_type(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from reference import checkpoint, workflow
 from reference.calibration import batches
 from reference.checkpoint import awq, gptq
+from reference.checkpoint.stored import float16_scale
 from reference.layers import QuantizedLinear
 from reference.models.families import block_linears
 from reference.quantization.grid import QuantizationSpec
@@ -285,6 +286,13 @@ def test_what_the_formats_cannot_hold_is_refused_by_name(tmp_path: Path) -> None
     with pytest.raises(ValueError, match="scales of .* that are no float16 numbers"):
         checkpoint.save(model, tmp_path / "no", "gptq")
     assert not (tmp_path / "no").exists()
+
+
+def test_one_scale_that_is_no_float16_number_is_enough_to_refuse() -> None:
+    scale = torch.tensor([[0.5], [2.0**-30], [1.0]], dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="x has 1 scales of 3 that are no float16 numbers, the first 9.313e-10"):
+        float16_scale(scale, "x", "gptq")
+    assert float16_scale(scale[::2], "x", "gptq").dtype == torch.float16
 
 
 def test_foreign_symmetric_files_with_other_zero_points_are_refused() -> None:
