@@ -67,11 +67,12 @@ def _grid(spec: QuantizationSpec, activations: ActivationSpec | None) -> str | N
         return "one scale for the whole weight, and inputs in float" if spec.per_tensor else None
     if activations.granularity == "per_tensor":
         return "inputs with one step for the tensor, found anew each time; per_token and static it takes"
-    grouped = spec.group_size is not None and not spec.per_tensor
-    if spec.bits == 8 and grouped:
+    if spec.bits == 8 and spec.group_size is not None and not spec.per_tensor:
         return "integer inputs and weights of 8 bits in groups; one scale for a row it takes"
-    if spec.bits < 8 and (activations.granularity == "static" or spec.per_tensor):
-        return f"weights of {spec.bits} bits and static inputs; per_token it takes"
+    if spec.bits < 8 and activations.granularity == "static":
+        return f"static inputs and weights of {spec.bits} bits; per_token it takes"
+    if spec.bits < 8 and spec.per_tensor:
+        return f"one scale for the whole weight, and {spec.bits} bits; 8 it takes"
     return None
 
 

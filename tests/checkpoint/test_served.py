@@ -38,9 +38,11 @@ PER_TOKEN, PER_TENSOR, STATIC = (ActivationSpec(granularity=name) for name in ("
         (W8, {"activations": STATIC}, None),
         (W8, {"activations": PER_TENSOR}, "one step for the tensor, found anew each time"),
         (QuantizationSpec(8, symmetric=True, group_size=32), {"activations": PER_TOKEN}, "8 bits in groups"),
-        (W4, {"activations": STATIC}, "weights of 4 bits and static inputs"),
+        (W4, {"activations": STATIC}, "static inputs and weights of 4 bits"),
         (W4, {"activations": PER_TOKEN}, None),
         (QuantizationSpec(8, symmetric=True, per_tensor=True), {"activations": STATIC}, None),
+        (QuantizationSpec(8, symmetric=True, per_tensor=True), {"activations": PER_TOKEN}, None),
+        (QuantizationSpec(4, symmetric=True, per_tensor=True), {"activations": PER_TOKEN}, "whole weight, and 4 bits"),
         (QuantizationSpec(8, symmetric=True, per_tensor=True), {}, "one scale for the whole weight"),
     ],
 )
