@@ -15,8 +15,10 @@ if __name__ == "kernels":
     from importlib.util import module_from_spec
     from pathlib import Path
 
-    _root = Path(__file__).resolve().parents[1]
-    _other = PathFinder.find_spec(__name__, [entry for entry in sys.path if Path(entry).resolve() != _root])
+    # Roots that stood aside: with a second checkout on sys.path each would otherwise make way for the other, for ever.
+    _aside = {*globals().get("_aside", ()), Path(__file__).resolve().parents[1]}
+    _other = PathFinder.find_spec(__name__, [entry for entry in sys.path if Path(entry).resolve() not in _aside])
     if _other is not None and _other.loader is not None:
         sys.modules[__name__] = module_from_spec(_other)
+        vars(sys.modules[__name__])["_aside"] = _aside
         _other.loader.exec_module(sys.modules[__name__])

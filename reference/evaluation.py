@@ -66,7 +66,7 @@ def token_losses(
     batch: int = 8,
     progress: Callable[[list], Iterable] = iter,
 ) -> Tensor:
-    """Negative log-likelihood of each scored token, in nats.
+    """Negative log-likelihood of each scored token, in nats; the model is put in evaluation mode meanwhile.
 
     Args:
         model: maps ``[batch, length]`` token ids to an output with ``logits``.
@@ -107,11 +107,12 @@ def token_losses(
         same = batches and len(batches[-1]) < batch and _length(batches[-1][0]) == _length(span)
         batches[-1].append(span) if same else batches.append([span])
     losses: list[Tensor] = []
-    for group in progress(batches):
-        ids = torch.stack([tokens[begin:end] for begin, end, _ in group]).to(device)
-        logits = model(input_ids=ids).logits[:, :-1]
-        nats = functional.cross_entropy(logits.float().transpose(1, 2), ids[:, 1:], reduction="none").cpu()
-        losses.extend(row[first - begin - 1 :] for row, (begin, _, first) in zip(nats, group, strict=True))
+    with evaluating(model):
+        for group in progress(batches):
+            ids = torch.stack([tokens[begin:end] for begin, end, _ in group]).to(device)
+            logits = model(input_ids=ids).logits[:, :-1]
+            nats = functional.cross_entropy(logits.float().transpose(1, 2), ids[:, 1:], reduction="none").cpu()
+            losses.extend(row[first - begin - 1 :] for row, (begin, _, first) in zip(nats, group, strict=True))
     return torch.cat(losses)
 
 
@@ -198,7 +199,7 @@ class Agreement(NamedTuple):
 
 @torch.no_grad()
 def agreement(model: nn.Module, original: nn.Module, tokens: Tensor, *, window: int, batch: int = 8) -> Agreement:
-    """Compare the predictions of ``model`` with those of ``original`` on the same text.
+    """Compare the predictions of ``model`` with those of ``original`` on the same text, both in evaluation mode.
 
     Args:
         model, original: as in :func:`token_losses`, on one device.
@@ -223,15 +224,15 @@ def agreement(model: nn.Module, original: nn.Module, tokens: Tensor, *, window: 
         raise ValueError(f"tokens has {len(tokens)} entries; window {window} needs at least as many")
     same, divergence = 0.0, 0.0
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    for ids in tokens[: count * window].to(device).view(count, window).split(batch):
-        ours = model(input_ids=ids).logits.float().log_softmax(-1)
-        theirs = original(input_ids=ids).logits.float().log_softmax(-1)
-        if ours.shape != theirs.shape:
-            raise ValueError(
-                f"model predicts {ours.shape[-1]} tokens and original {theirs.shape[-1]}; their predictions do not compare"
-            )
-        same += (ours.argmax(-1) == theirs.argmax(-1)).double().sum().item()
-        divergence += (theirs.exp() * (theirs - ours)).sum(-1).double().sum().item()
+    with evaluating(model), evaluating(original):
+        for ids in tokens[: count * window].to(device).view(count, window).split(batch):
+            ours = model(input_ids=ids).logits.float().log_softmax(-1)
+            theirs = original(input_ids=ids).logits.float().log_softmax(-1)
+            if ours.shape != theirs.shape:
+                sizes = f"model predicts {ours.shape[-1]} tokens and original {theirs.shape[-1]}"
+                raise ValueError(f"{sizes}; their predictions do not compare")
+            same += (ours.argmax(-1) == theirs.argmax(-1)).double().sum().item()
+            divergence += (theirs.exp() * (theirs - ours)).sum(-1).double().sum().item()
     return Agreement(same / (count * window), divergence / (count * window))
 
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
@@ -147,6 +148,28 @@ def test_progress_sees_every_batch(model: nn.Module) -> None:
     seen = []
     token_losses(model, text_of(64), window=16, stride=16, batch=2, progress=lambda items: seen.extend(items) or items)
     assert [len(batch) for batch in seen] == [2, 2]
+
+
+class Dropping(nn.Module):
+    """A table of logits behind a dropout that only training knows; the batch norm beside it is frozen by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding.from_pretrained(torch.randn(97, 97, generator=torch.Generator().manual_seed(3)))
+        self.drop, self.frozen = nn.Dropout(0.5), nn.BatchNorm1d(2).eval()
+
+    def forward(self, input_ids: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.drop(self.table(input_ids)))
+
+
+def test_a_model_in_training_is_measured_as_it_will_be_used_and_stays_in_training() -> None:
+    model, calm, tokens = Dropping(), Dropping().eval(), text_of(64)
+    expected = functional.cross_entropy(calm(tokens).logits[:-1], tokens[1:], reduction="none")
+    assert torch.allclose(token_losses(model, tokens, window=16, stride=8), expected)
+    assert agreement(model, calm, tokens, window=16) == agreement(calm, model, tokens, window=16) == (1.0, 0.0)
+    assert agreement(model, model, tokens, window=16) == (1.0, 0.0)
+    assert (model.training, model.drop.training, model.frozen.training) == (True, True, False)
+    assert not any(module.training for module in calm.modules())
 
 
 def test_a_uniform_model_costs_log_of_the_vocabulary() -> None:

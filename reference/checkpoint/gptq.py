@@ -239,6 +239,8 @@ class Reader:
     def take(self, stored: dict[str, Tensor], name: str, linear: nn.Linear) -> nn.Module | None:
         """Remove one layer's tensors from ``stored`` and make the layer of them; None if it is float.
 
+        AutoGPTQ writes a bias for each layer, of zeros where the model has none: such a one is dropped.
+
         Raises:
             ValueError: a tensor is missing, misshapen, or contradicts the configuration.
         """
@@ -269,6 +271,10 @@ class Reader:
                 raise ValueError(f"{name}.g_idx runs to {int(group_index.max())}; there are {groups} groups")
             if torch.equal(group_index, _consecutive(in_features, spec)):
                 group_index = None
+        if linear.bias is None and (bias := stored.pop(f"{name}.bias", None)) is not None:
+            check(name, "bias", bias, (out_features,), floating=True)
+            if bias.any():
+                raise ValueError(f"{name}.bias holds other values than 0, and the model has no bias there")
         weight = QuantizedTensor(
             qweight.T.contiguous(), scale.T.contiguous(), packed_zero_point, (out_features, in_features), spec,
             group_index,

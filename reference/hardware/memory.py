@@ -104,7 +104,8 @@ def added_peak(function: Callable[[], Result], *, every: float = 0.002) -> tuple
 
 
 def model_bytes(model: nn.Module) -> dict[str, int]:
-    """Bytes of a model's tensors by kind, storage that several share counted once.
+    """Bytes of a model's tensors by kind, storage that several share counted once; on the device ``meta``, what they
+    would take.
 
     Args:
         model: any module.
@@ -124,8 +125,9 @@ def model_bytes(model: nn.Module) -> dict[str, int]:
     for kind, tensors in (("parameters", model.parameters()), ("buffers", model.buffers())):
         for tensor in tensors:
             storage = tensor.untyped_storage()
-            if storage.data_ptr() not in seen:
-                seen.add(storage.data_ptr())
+            place = storage.data_ptr() or storage._cdata  # on the device meta all addresses are 0
+            if place not in seen:
+                seen.add(place)
                 found[kind] += storage.nbytes()
     return found
 

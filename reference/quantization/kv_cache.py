@@ -27,6 +27,7 @@ from torch.nn import functional
 from transformers import Cache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
+from reference.evaluation import evaluating
 from reference.quantization.kv_groups import Groups, dequantize_groups, quantize_groups
 
 
@@ -268,7 +269,8 @@ def cached_losses(
 ) -> Tensor:
     """Negative log-likelihood of each token when the model reads the text through a cache, as it does in generation.
 
-    Within a chunk attention sees keys and values as computed, before it what the cache gives back.
+    Within a chunk attention sees keys and values as computed, before it what the cache gives back. The model is put in
+    evaluation mode meanwhile.
 
     Args:
         model: a causal language model.
@@ -302,9 +304,10 @@ def cached_losses(
         raise ValueError(f"tokens has {len(tokens)} entries, fewer than a window of {window}")
     ids = tokens[: rows * window].reshape(rows, window)
     past, losses = cache(), []
-    for begin in progress(list(range(0, window, chunk))):
-        logits = model(input_ids=ids[:, begin : begin + chunk], past_key_values=past, use_cache=True).logits
-        targets = ids[:, begin + 1 : begin + chunk + 1]
-        logits = logits[:, : targets.shape[1]].float()
-        losses.append(functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none"))
+    with evaluating(model):
+        for begin in progress(list(range(0, window, chunk))):
+            logits = model(input_ids=ids[:, begin : begin + chunk], past_key_values=past, use_cache=True).logits
+            targets = ids[:, begin + 1 : begin + chunk + 1]
+            logits = logits[:, : targets.shape[1]].float()
+            losses.append(functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none"))
     return torch.cat(losses, dim=1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -308,6 +308,32 @@ def test_foreign_symmetric_files_with_other_zero_points_are_refused() -> None:
     stored = {f"x.{s}": t for s, t in gptq.tensors(layer, "x", configuration | {"checkpoint_format": "gptq"}).items()}
     with pytest.raises(ValueError, match="is checkpoint_format right"):
         gptq.Reader(configuration).take(stored, "x", nn.Linear(32, 32, bias=False))
+
+
+def test_biases_of_zeros_that_the_model_lacks_are_dropped_and_others_refused(tmp_path: Path) -> None:
+    """AutoGPTQ writes a bias for each layer that it packs, whether the model has one or not."""
+    model = workflow.quantize(llama(), QuantizationSpec(4, symmetric=True, group_size=32), scale_dtype=torch.float16)
+    stored, _ = saved(model, tmp_path / "plain", "gptq")
+    expected = checkpoint.load(tmp_path / "plain")(IDS).logits
+    packed = sorted(name.removesuffix(".qweight") for name in stored if name.endswith(".qweight"))
+    biases = {f"{name}.bias": torch.zeros(stored[f"{name}.scales"].shape[1]).half() for name in packed}
+
+    def foreign(**changed: Tensor) -> Path:
+        save_file(stored | biases | changed, tmp_path / "plain" / "model.safetensors")
+        return tmp_path / "plain"
+
+    again = checkpoint.load(foreign())
+    assert torch.equal(again(IDS).logits, expected)
+    assert not [name for name in again.state_dict() if name.endswith(".bias")]
+    name = "model.layers.1.mlp.down_proj.bias"
+    one = biases[name].clone()
+    one[-1] = 1e-3
+    with pytest.raises(ValueError, match=rf"{name} holds other values than 0, and the model has no bias there"):
+        checkpoint.load(foreign(**{name: one}))
+    with pytest.raises(ValueError, match=rf"{name} has shape \(3,\); it should be \(32,\)"):
+        checkpoint.load(foreign(**{name: one[:3]}))
+    with pytest.raises(ValueError, match=r"not expected \['lm_head.bias'\]"):  # in float: not AutoGPTQ's doing
+        checkpoint.load(foreign(**{"lm_head.bias": torch.zeros(64)}))
 
 
 @pytest.mark.parametrize("group_size", [32, None])

@@ -76,6 +76,17 @@ def test_model_bytes_equal_the_file(tmp_path) -> None:
     assert sum(model_bytes(model).values()) == (tmp_path / "m.safetensors").stat().st_size - 8 - header
 
 
+def test_model_bytes_on_meta_are_those_that_the_model_will_take() -> None:
+    def model() -> nn.Module:
+        layers = nn.Sequential(nn.Linear(10, 20), nn.BatchNorm1d(20), nn.Linear(20, 10), nn.Linear(10, 20, bias=False))
+        layers[3].weight = layers[0].weight
+        return layers
+
+    with torch.device("meta"):
+        promised = model_bytes(model())
+    assert promised == model_bytes(model()) == {"parameters": 4 * (220 + 40 + 210), "buffers": 4 * 40 + 8}
+
+
 def shape_of(config) -> DecoderShape:
     return DecoderShape(
         config.num_hidden_layers,

@@ -97,6 +97,29 @@ def test_all_imports_work_without_the_other_kernels(place, tmp_path) -> None:
     assert "exit 0" in printed
 
 
+@pytest.fixture
+def second_checkout(tmp_path) -> Path:
+    second = tmp_path / "second"
+    for folder in ("reference", "kernels"):
+        shutil.copytree(ROOT / folder, second / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    return second
+
+
+def test_two_checkouts_on_the_path_make_way_for_the_other_kernels(second_checkout, other_kernels, tmp_path) -> None:
+    """Each hides the other's folder `kernels`; neither may hand over to the other without end."""
+    printed = python(EVERYTHING, tmp_path, [ROOT, second_checkout, other_kernels])
+    assert "available True" in printed
+    assert f"file {os.path.realpath(other_kernels / 'kernels' / '__init__.py')}" in printed
+    assert "exit 0" in printed
+
+
+def test_two_checkouts_on_the_path_import_where_there_are_no_other_kernels(second_checkout, tmp_path) -> None:
+    with suppress(PackageNotFoundError):
+        pytest.skip(f"kernels {version('kernels')} is installed here")
+    code = "import kernels; print('version', kernels.__version__)"
+    assert "version 0" in python(code, tmp_path, [ROOT, second_checkout])
+
+
 WITHOUT_TRITON = """
 import sys
 sys.modules["triton"] = None  # importing it raises ImportError

@@ -1,5 +1,7 @@
 """The quantised cache: against a plain loop over groups, inside transformers, and bytes as stored."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -193,3 +195,14 @@ def test_losses_need_a_window_of_text(model) -> None:
         cached_losses(model, torch.arange(5), DynamicCache, window=6)
     with pytest.raises(ValueError, match="chunk is 0"):
         cached_losses(model, torch.arange(6), DynamicCache, window=6, chunk=0)
+
+
+def test_losses_of_a_model_in_training_are_those_of_its_use() -> None:
+    torch.manual_seed(0)
+    dropping = LlamaForCausalLM(LlamaConfig.from_dict(CONFIG.to_dict() | {"attention_dropout": 0.5}))
+    tokens = torch.arange(48)
+    cache = partial(quantized_cache, CONFIG, CacheSpec(8, group_size=16))
+    found = cached_losses(dropping, tokens, cache, window=48)
+    assert dropping.training
+    again = cached_losses(dropping.eval(), tokens, cache, window=48)
+    assert torch.equal(found, again)
