@@ -3,8 +3,12 @@
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -13,6 +17,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 import typer
 from rich.console import Console
 from rich.table import Column, Table
+from typer.core import TyperGroup
 
 from reference import cli_compress, cli_prune, cli_workflow
 from reference.cli_shared import (
@@ -45,7 +50,24 @@ if TYPE_CHECKING:
 #: click's error for a wrong command line; typer carries click under changing names.
 UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
+
+class Interrupted(Exception):
+    """What stopped a command, in words; typer keeps Ctrl-C's own to itself."""
+
+
+class Commands(TyperGroup):
+    """The commands; one that is stopped can say what it had finished."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Interrupted(str(error) or "nothing was written") from error
+
+
 app = typer.Typer(
+    cls=Commands,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Make a language model smaller, measure what that cost, and look inside the result. "
@@ -422,21 +444,40 @@ def main(arguments: list[str] | None = None) -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     arguments = sys.argv[1:] if arguments is None else arguments
+    told: list[int] = []
     try:
-        code = app(arguments or ["--help"], prog_name="python -m reference", standalone_mode=False)
+        with _stoppable(told):
+            code = app(arguments or ["--help"], prog_name="python -m reference", standalone_mode=False)
     except UsageError as error:
         command = getattr(getattr(error, "ctx", None), "command_path", "python -m reference")
         _fail(f"{error.format_message().rstrip('.')}; see {command} --help")
     except (ValueError, TypeError, OSError) as error:
         _fail(str(error))
-    except (KeyboardInterrupt, typer.Abort):
-        code = 130
+    except Interrupted as error:
+        code = 128 + (signal.SIGTERM if told else signal.SIGINT)
+        sys.stderr.write(f"{'terminated' if told else 'interrupted'}; {error}\n")
     if not arguments:
         sys.exit(2)
     if code:
-        if code == 130:
-            sys.stderr.write("interrupted; nothing was written\n")
         sys.exit(code)
+
+
+@contextmanager
+def _stoppable(told: list[int]) -> Iterator[None]:
+    """Let SIGTERM, which service managers and ``timeout`` send, tidy up as Ctrl-C does; ``told`` then holds its number."""
+
+    def stop(number: int, frame: object) -> NoReturn:
+        told.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(message: str) -> NoReturn:

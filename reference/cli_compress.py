@@ -1,6 +1,7 @@
 """The commands on container files: compress, decompress, and the half of inspect that reads them."""
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -82,6 +83,9 @@ def compress(
         raise FileExistsError(f"output {str(output)!r} exists; name a new file or remove it first")
     if not output.resolve().parent.is_dir():
         raise FileNotFoundError(f"there is no folder {str(output.resolve().parent)!r} to write {output.name!r} to")
+    if not os.access(output.resolve().parent, os.W_OK | os.X_OK):
+        parent = str(output.resolve().parent)
+        raise PermissionError(f"output {str(output)!r} cannot be created: {parent!r} is not writable")
     shards, files = _sources(model)
     _, dtypes = _headers(shards)
     dense = sum(shard.stat().st_size for shard in shards)

@@ -10,6 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 
 @contextmanager
 def atomic_directory(target: str | os.PathLike, *, replace: bool = False, needs: int = 0) -> Iterator[Path]:
@@ -81,6 +86,7 @@ def check_target(target: str | os.PathLike, *, replace: bool = False) -> None:
     Raises:
         FileExistsError: ``target`` is a file, lies below one, or holds something and ``replace``
             is not set.
+        PermissionError: the folder that it would lie in is not writable.
 
     Example:
         >>> check_target("/dev/null")
@@ -94,11 +100,53 @@ def check_target(target: str | os.PathLike, *, replace: bool = False) -> None:
     if path.is_dir():
         if any(path.iterdir()) and not replace:
             raise FileExistsError(f"output folder {str(target)!r} is not empty; name a new one or empty it first")
-        return
+        path = path.parent  # where the temporary folder is made
     nearest = next(parent for parent in (path, *path.parents) if parent.exists())
     if not nearest.is_dir():
         where = "is a file" if nearest == path else f"lies below {nearest.name!r}, which is a file"
         raise FileExistsError(f"output {str(target)!r} {where}; name a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(f"output {str(target)!r} cannot be created: {str(nearest)!r} is not writable")
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other processes from holding ``folder`` inside the block; a process that dies lets go.
+
+    Where the system or the disk knows no locks, nothing is kept from anybody.
+
+    Args:
+        folder: exists.
+
+    Raises:
+        BlockingIOError: another process, or another block of this one, holds it.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, held(Path(folder)):
+        ...     with held(Path(folder)):
+        ...         print("not reached")
+        Traceback (most recent call last):
+            ...
+        BlockingIOError: another run is at work in '...'; wait for it, or name another output
+
+    Chapter: none (plumbing: two runs of one command)
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = f"another run is at work in {str(folder)!r}; wait for it, or name another output"
+            raise BlockingIOError(message) from None
+        except OSError:  # a network disk without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def atomic_write(target: str | os.PathLike, data: bytes) -> None:

@@ -93,6 +93,21 @@ class Job:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def kept(folder: Path) -> str:
+    """What an interrupted run says of the work that it had done.
+
+    Args:
+        folder: of the run's :class:`Job`.
+
+    Example:
+        >>> kept(Path(".small.unfinished"))
+        "what was finished is kept in '.small.unfinished'; the same command goes on there"
+
+    Chapter: none (plumbing: resumes long runs)
+    """
+    return f"what was finished is kept in {str(folder)!r}; the same command goes on there"
+
+
 def _forget_pages(path: Path) -> None:
     """Drop a file from the page cache: mapping what was just written would make all of it resident."""
     if hasattr(os, "posix_fadvise"):

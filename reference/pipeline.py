@@ -3,7 +3,7 @@
 import fnmatch
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reference import checkpoint, workflow
 from reference.calibration import working_memory
-from reference.files import check_target
-from reference.job import Job, digest
+from reference.files import check_target, held
+from reference.job import Job, digest, kept
 from reference.models import loading
 from reference.models.families import block_linears
 from reference.models.streaming import StreamedModel
@@ -190,6 +190,7 @@ def check_output(output: Path) -> None:
 
     Raises:
         FileExistsError: it holds something, or is or lies below a file.
+        OSError: it cannot be written, or another run is about to write it.
 
     Example:
         >>> check_output(Path("/dev/null/small"))
@@ -199,8 +200,12 @@ def check_output(output: Path) -> None:
 
     Chapter: none (checks)
     """
-    _clear_finished(_unfinished(output), output)
+    unfinished = _unfinished(output)
+    _clear_finished(unfinished, output)
     check_target(output)
+    if unfinished.is_dir():
+        with held(unfinished):
+            pass
 
 
 def _open(folder: Path, output: Path) -> tuple[StreamedModel, list[str]]:
@@ -249,24 +254,27 @@ def _solve_folder(
     if not ranks.rank:
         ranks.wait()
     errors: dict[str, LayerError] = {}
-    try:
-        grids = solve(
-            progress=progress, job=job, streamed=streamed, ranks=ranks, errors=errors,
-            scale_dtype=None if format == "compressed-tensors" else torch.float16,
-        )  # fmt: skip
-        if ranks.rank == 0:
-            model = streamed.complete()
-            if measure:
-                measure(model, "after")
-            layers = {name: _row(grid, errors[name]) for name, grid in grids.items()}
-            report = {"fingerprint": fingerprint, "layers": layers}
-            checkpoint.save(model, output, format, tokenizer=tokenizer, report=report)
-            job.remove()
-    except BaseException as error:
-        # Worth keeping: what took long, and would not end in the same error again.
-        if not calibration or (fresh and isinstance(error, ValueError | TypeError)):
-            job.remove()
-        raise
+    with nullcontext() if ranks.rank else held(unfinished):
+        try:
+            grids = solve(
+                progress=progress, job=job, streamed=streamed, ranks=ranks, errors=errors,
+                scale_dtype=None if format == "compressed-tensors" else torch.float16,
+            )  # fmt: skip
+            if ranks.rank == 0:
+                model = streamed.complete()
+                if measure:
+                    measure(model, "after")
+                layers = {name: _row(grid, errors[name]) for name, grid in grids.items()}
+                report = {"fingerprint": fingerprint, "layers": layers}
+                checkpoint.save(model, output, format, tokenizer=tokenizer, report=report)
+                job.remove()
+        except BaseException as error:
+            # Worth keeping: what took long, and would not end in the same error again.
+            if not calibration or (fresh and isinstance(error, ValueError | TypeError)):
+                job.remove()
+            elif isinstance(error, KeyboardInterrupt):
+                error.args = (kept(unfinished),)
+            raise
     return errors
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import torch
 from command_line import Result
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
-from reference import checkpoint, cli, evaluation, workflow
+from reference import checkpoint, cli, cli_prune, evaluation, workflow
 from reference.models import families, loading
 
 COMMANDS = ("quantize", "evaluate", "inspect")
@@ -352,6 +353,77 @@ def test_an_interrupt_leaves_nothing_and_shows_no_traceback(
     monkeypatch.setattr(LlamaForCausalLM, "state_dict", interrupt)
     assert run("quantize", model, *quantize_options(text, tmp_path / "out")).code == 130
     assert list(tmp_path.iterdir()) == []
+
+
+def calibrated_run(model: Path, text: Path, output: Path) -> list[object]:
+    options = ["--method", "gptq", "--group-size", 64, "--window", 64, "--no-evaluate"]
+    return ["quantize", model, *options, *calibrated(text, output)]
+
+
+def test_sigterm_tidies_up_and_says_what_is_kept(
+    run: Callable, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ``timeout``, a queue or a service manager sends in the middle of the writing; then the same command again."""
+    before = signal.getsignal(signal.SIGTERM)
+    original = checkpoint.save_torch_state_dict
+
+    def terminate(*arguments: object, **options: object) -> None:
+        original(*arguments, **options)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_torch_state_dict", terminate)
+        result = run(*calibrated_run(model, text, tmp_path / "out"))
+    assert (result.code, result.out) == (128 + signal.SIGTERM, ""), result.err
+    kept = f"what was finished is kept in '{tmp_path / '.out.unfinished'}'; the same command goes on there"
+    assert result.err.splitlines()[-1] == f"terminated; {kept}"
+    assert [path.name for path in tmp_path.iterdir()] == [".out.unfinished"]  # and no temporary folder
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert run(*calibrated_run(model, text, tmp_path / "out")).code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_second_run_on_the_same_output_is_refused_and_harms_nothing(
+    run: Callable, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = []
+
+    def second(*arguments: object, **options: object) -> None:
+        if not results:
+            results.append(None)
+            results[0] = run(*calibrated_run(model, text, tmp_path / "out"))
+        original(*arguments, **options)
+
+    original = checkpoint.save_torch_state_dict
+    monkeypatch.setattr(checkpoint, "save_torch_state_dict", second)
+    assert run(*calibrated_run(model, text, tmp_path / "out")).code == 0
+    refused(results[0], f"another run is at work in '{tmp_path / '.out.unfinished'}'")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["quantize", "--output"],
+        ["prune", "--output"],
+        ["compress"],
+        ["workflow", "quantize", "--max-loss", "5%", "--output"],
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
+    run: Callable, text: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list
+) -> None:
+    folder = tmp_path / "theirs"
+    folder.mkdir(mode=0o555)
+    if os.access(folder, os.W_OK):  # this is root, who may write everywhere: ask the mode alone
+        monkeypatch.setattr(os, "access", lambda path, mode: bool(os.stat(path).st_mode & 0o200))
+    for work in ("draw_calibration", "read_texts", "losses"):
+        monkeypatch.setattr(cli, work, lambda *_, **__: pytest.fail("worked before it looked"), raising=False)
+        monkeypatch.setattr(cli_prune, work, lambda *_, **__: pytest.fail("worked before it looked"), raising=False)
+    options = [folder / "out"] if command[0] == "compress" else [folder / "out", "--text", text, "--calibration", text]
+    where = command.index("quantize" if command[0] == "workflow" else command[0]) + 1
+    result = run(*command[:where], model, *command[where:], *options)
+    refused(result, f"'{folder / 'out'}' cannot be created: '{folder}' is not writable")
 
 
 def calibrated(text: Path, output: Path) -> list[object]:

@@ -70,6 +70,7 @@ def look(folder: str, request: dict) -> dict:
         model=folder,
         dtype=request["dtype"],
         max_model_len=request["length"],
+        gpu_memory_utilization=0.2,  # on a CPU: of its memory
         enforce_eager=True,  # no compilation: minutes, for a model that is asked once
         enable_prefix_caching=False,  # each repeat computes its prompts again
         disable_log_stats=True,

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from reference.evaluation import size_on_disk
+from reference.files import held
+from reference.job import kept
 from reference.models import loading
 from reference.practice import measurement, report
 from reference.practice.targets import Measured, make_target
@@ -103,12 +105,16 @@ class Bench:
 
     @contextmanager
     def tidied(self) -> Iterator[None]:
-        """After wrong input, which would be wrong again, nothing is left behind."""
-        try:
-            yield
-        except (ValueError, TypeError):
-            self.work.discard()
-            raise
+        """After wrong input, which would be wrong again, nothing is left behind. One process at a time works."""
+        with held(self.work.folder):
+            try:
+                yield
+            except (ValueError, TypeError):
+                self.work.discard()
+                raise
+            except KeyboardInterrupt as error:
+                error.args = (kept(self.work.folder),)
+                raise
 
     # ---- measuring
 

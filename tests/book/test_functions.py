@@ -4,7 +4,9 @@ import api_pages
 import book_paths
 import chapter_links
 import function_links
+import yaml
 from book_fixtures import good
+from sphinx.application import Sphinx
 
 DOUBLE = {"reference.part.double": "Twice.\n\nChapter: part/good"}
 LISTS = {"part/good": {"reference.part.double"}}
@@ -57,3 +59,22 @@ def test_api_pages_link_to_chapters():
     assert chapter_links.linked("Chapter: a, b/c") == "Chapter: :doc:`/notebooks/a`, :doc:`/notebooks/b/c`"
     for line in ("Chapter: none (plumbing)", "A chapter: of words", ""):
         assert chapter_links.linked(line) == line
+
+
+def test_api_pages_tell_only_what_a_class_says_itself(tmp_path):
+    """Without the setting autodoc lists an undocumented ``forward`` with torch's own words, of hooks and recipes."""
+    settings = yaml.safe_load((book_paths.ROOT / "_config.yml").read_text())["sphinx"]["config"]
+    autodoc = {name: value for name, value in settings.items() if name.startswith("autodoc_")}
+    api_pages.write(tmp_path / "api")
+    page = (tmp_path / "api" / "layers.md").read_text()
+    directive = page.split("```{eval-rst}")[1].split("```")[0]
+    (tmp_path / "index.rst").write_text(f"Layers\n======\n{directive}")
+    (tmp_path / "conf.py").write_text("")
+    settings = {"extensions": ["sphinx.ext.autodoc", "sphinx.ext.napoleon"], **autodoc}
+    app = Sphinx(tmp_path, tmp_path, tmp_path / "out", tmp_path / "trees", "text", settings, status=None, warning=None)
+    app.build()
+    made = (tmp_path / "out" / "index.txt").read_text()
+    assert "QuantizedLinear" in made
+    assert "from_linear" in made
+    assert "forward(" not in made
+    assert "hooks" not in made

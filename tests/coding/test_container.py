@@ -109,6 +109,17 @@ def test_codebooks_are_stored_in_their_dtype(tmp_path: Path) -> None:
         container.save(tmp_path / "x.dcz", {"w": tensor}, dtypes={"w": torch.bfloat16})
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_a_codebook_of_a_dtype_that_cannot_be_read_back_is_not_written(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Its values are whole numbers, which an integer type would hold."""
+    tensor = CodebookTensor(torch.tensor([0.0, 1, 1, 1]), torch.tensor([[1, 2, 3, 0]], dtype=torch.uint8), 2)
+    with pytest.raises(TypeError, match=rf"w: dtype of the codebook is {dtype}; it may be torch.float32, "):
+        container.save(tmp_path / "x.dcz", {"w": tensor}, dtypes={"w": dtype})
+    assert not list(tmp_path.iterdir())
+    container.save(tmp_path / "x.dcz", {"w": tensor}, dtypes={"w": torch.float64})
+    assert same(tensor, container.load(tmp_path / "x.dcz").layers["w"])
+
+
 def test_sparse_and_dense_layouts_are_each_chosen_where_they_are_shorter() -> None:
     sparse = records.encode_shared(shared((200, 200), 0.03, 4), torch.float32)
     dense = records.encode_shared(shared((200, 200), 0.9, 4), torch.float32)
