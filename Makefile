@@ -9,11 +9,12 @@ PIP_ARGS ?=
 LAB_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM := .venv-vllm
 STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: help executed book test browser pdf zip lab lint twice again tidy lock address clean
+.PHONY: help executed book test browser pdf vllm zip lab lint twice again tidy lock address clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -33,6 +34,9 @@ browser: $(STAMP) pdf  ## every page of the built site in Chromium: phone and de
 
 pdf: $(STAMP)  ## the built site as one PDF; needs Chromium
 	$(BIN)/python tools/book_pdf.py
+
+vllm: $(STAMP) $(VLLM)/.installed  ## load in vLLM what the command line writes; installs vLLM for CPUs beside .venv (Linux, x86)
+	VLLM=required $(BIN)/python -m pytest tests/served
 
 zip: $(STAMP)  ## the built site, and the executed notebooks, each as one file
 	$(BIN)/python tools/zip_site.py
@@ -74,3 +78,10 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
+
+# An environment of its own: vLLM holds other versions of transformers and compressed-tensors than the book.
+$(VLLM)/.installed: tests/served/requirements.lock
+	@$(PYTHON) tools/check_python.py
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install -q --no-deps $(PIP_ARGS) -r tests/served/requirements.lock
+	@touch $@

@@ -145,7 +145,8 @@ def scaled_product(x: Tensor, w: Tensor, scales: tuple[Tensor | None, ...], y: T
     )  # fmt: skip
 
 
-def supports_descriptors(x: Tensor, columns: int) -> bool:
+def supports_descriptors(x: Tensor, w: Tensor) -> bool:
     """Whether rows of x and w start on multiples of 16 bytes, and the device has a copy engine."""
-    aligned = columns % 16 == 0 and x.stride(0) % 16 == 0 and x.data_ptr() % 16 == 0
+    starts = (x.data_ptr(), x.stride(0), w.data_ptr(), w.shape[1])  # a number is a byte
+    aligned = all(start % 16 == 0 for start in starts)
     return aligned and (INTERPRETED.value or torch.cuda.get_device_capability(x.device) >= (9, 0))

@@ -109,7 +109,7 @@ def fp8(
     if plan is None:
         plan = next(plan for most, plan in PLANS if rows <= most)
         if isinstance(plan, Square):
-            plan = plan._replace(described=plan.described and supports_descriptors(x, columns))
+            plan = plan._replace(described=plan.described and supports_descriptors(x, w))
     with torch.cuda.device_of(x):
         scaled_product(x, w, (x_scale, w_scale, bias, None, None), y, plan)
     return y

@@ -137,7 +137,7 @@ def w8a8(
     y = torch.empty((rows, outputs), dtype=dtype, device=x.device)
     if y.numel() == 0:
         return y
-    plan = plan or plan_for(rows, outputs, supports_descriptors(x, columns))
+    plan = plan or plan_for(rows, outputs, supports_descriptors(x, w))
     with torch.cuda.device_of(x):
         scaled_product(x, w, (x_scale, w_scale, bias, x_zero_point, w_sum), y, plan)
     return y

@@ -38,7 +38,7 @@ from reference.cli_shared import (
     sizes,
     without_progress_bars,
 )
-from reference.quantization import CalibrationWarning
+from reference.quantization import CalibrationWarning, ServingWarning
 from reference.terminal import ProgressBar
 
 if TYPE_CHECKING:
@@ -82,7 +82,12 @@ def quantize(
     method: Annotated[
         str, typer.Option(help="round_to_nearest, gptq, awq, smoothquant, awq+gptq or smoothquant+gptq.")
     ] = "round_to_nearest",
-    bits: Annotated[int, typer.Option(help="Bits per weight, 2 to 8.")] = 4,
+    bits: Annotated[
+        int,
+        typer.Option(
+            help="Bits per weight, 2 to 8. vLLM runs 4 on every device, 8 on GPUs, others with its Humming kernels only."
+        ),
+    ] = 4,
     group_size: Annotated[
         int, typer.Option(help="Weights along the input that share a scale; -1 for a whole row.")
     ] = 128,
@@ -94,8 +99,8 @@ def quantize(
     activations: Annotated[
         str,
         typer.Option(
-            help="Inputs of the layers: float, or integers of 8 bits with a step per_token, per_tensor or static. "
-            "With --bits 8 --group-size -1 that is W8A8."
+            help="Inputs of the layers: float, or integers of 8 bits with a step per_token, per_tensor (not in vLLM) or "
+            "static. With --bits 8 --group-size -1 that is W8A8."
         ),
     ] = "float",
     calibration: Annotated[
@@ -111,7 +116,7 @@ def quantize(
         bool,
         typer.Option(
             "--static-groups/--moving-groups",
-            help="With --act-order: keep groups in place, or move them with the columns (needs --format gptq).",
+            help="With --act-order: keep groups in place, or move them with the columns (needs --format gptq; not in vLLM).",
         ),
     ] = True,
     alpha: Annotated[
@@ -133,8 +138,9 @@ def quantize(
     average_bits: Annotated[
         float | None,
         typer.Option(
-            help="Stored bits per weight, scales included, shared out among the layers by how much each of them hurts "
-            "(in place of --bits; holds the whole model in memory once).",
+            help="Stored bits per weight, scales included, shared out among the layers by how much each of them hurts, "
+            "as many for query, key and value, and for gate and up (in place of --bits; holds the whole model in memory "
+            "once).",
             show_default=False,
         ),
     ] = None,
@@ -156,9 +162,10 @@ def quantize(
     """Quantise the linear layers of MODEL's blocks and write a checkpoint that other tools load.
 
     Embedding, output layer and norms stay in 16 bits. The folder loads in transformers
-    (pip install compressed-tensors) and in vLLM. One block is in memory at a time (measuring, which
-    --no-evaluate leaves out, takes the whole model). A run that was killed goes on where it was when the
-    same command is given again; what it has done so far is in .OUTPUT.unfinished beside OUTPUT.
+    (pip install compressed-tensors) and, unless a warning says why not, in vLLM. One block is in memory
+    at a time (measuring, which --no-evaluate leaves out, takes the whole model). A run that was killed
+    goes on where it was when the same command is given again; what it has done so far is in
+    .OUTPUT.unfinished beside OUTPUT.
 
     Several processes share the calibration text: torchrun --nproc-per-node 2 -m reference quantize ...
 
@@ -431,7 +438,8 @@ def _shared_out(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; wrong input ends with one line on the error stream and exit code 2."""
     warnings.filterwarnings("ignore")
-    warnings.filterwarnings("always", category=CalibrationWarning)
+    for category in (CalibrationWarning, ServingWarning):
+        warnings.filterwarnings("always", category=category)
     warnings.showwarning = lambda message, *_, **__: sys.stderr.write(f"warning: {message}\n")  # type: ignore[assignment]
     logging.getLogger("transformers").setLevel(logging.ERROR)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

@@ -95,8 +95,8 @@ def prune(
 ) -> None:
     """Remove weights from the linear layers of MODEL's blocks, without training, and write a checkpoint.
 
-    The folder loads in transformers and in vLLM as the model that it came from: removed weights are stored as zeros, so
-    without --bits it is as large as before and as fast as before. What the zeros are worth: coded files
+    The folder loads in transformers, and in vLLM unless a warning says why not (see quantize). Removed weights are stored as
+    zeros, so without --bits it is as large as before and as fast as before. What the zeros are worth: coded files
     (python -m reference compress), kernels for 2:4, and --bits: half of the weights at 4 bits and a bit each for their
     places take the room of 3 bits.
 

@@ -160,8 +160,8 @@ def prune(
     4 SPARSE LIBRARY: CSR, 2:4 and blocks are timed against the dense product on this machine. Single weights are set to
     zero only where that is faster and keeps the limit.
 
-    OUTPUT gets a checkpoint for transformers, report.json, and report.html, which shows each decision with its numbers. A command that was killed goes
-    on where it was when it is given again. Exit code 1 says that the target was missed and the best found was written.
+    OUTPUT gets a checkpoint for transformers and vLLM, report.json, and report.html, which shows each decision with its
+    numbers. A command that was killed goes on where it was when it is given again. Exit code 1 says that the target was missed and the best found was written.
 
     Example: python -m reference workflow prune tutorial --max-loss 5% --output cut
 

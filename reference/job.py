@@ -143,7 +143,7 @@ def digest(*parts: bytes | Path | Tensor) -> str:
                     total.update(chunk)
         elif isinstance(part, Tensor):
             total.update(str((part.dtype, tuple(part.shape))).encode())
-            total.update(part.contiguous().view(torch.uint8).numpy().tobytes())
+            total.update(part.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         else:
             total.update(part)
     return total.hexdigest()

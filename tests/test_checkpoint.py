@@ -13,16 +13,26 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, CompressedTensorsConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    CompressedTensorsConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedModel,
+)
 
 from reference import checkpoint, training, workflow
+from reference.checkpoint import compressed_tensors
 from reference.coding import container
 from reference.files import atomic_directory
 from reference.job import Job
 from reference.layers import QuantizedLinear
 from reference.models import tutorial
 from reference.models.families import block_linears
+from reference.quantization.activations import ActivationSpec
 from reference.quantization.grid import QuantizationSpec
+from reference.quantization.round_to_nearest import quantize_layer
 from reference.transforms.rotation import rotate
 
 IDS = torch.arange(48).reshape(2, 24) % 128
@@ -108,6 +118,19 @@ def test_layers_with_a_bias_keep_it(tmp_path: Path) -> None:
     check(model, tmp_path / "out")
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("outputs", "inputs"), [(8, 4128), (4128, 8)])
+def test_long_layers_come_back(bits: int, symmetric: bool, outputs: int, inputs: int) -> None:
+    weight = torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(0))
+    layer = QuantizedLinear(quantize_layer(weight, QuantizationSpec(bits, symmetric=symmetric)))
+    stored = {f"x.{suffix}": tensor for suffix, tensor in compressed_tensors.tensors(layer, "x", {}).items()}
+    reader = compressed_tensors.Reader(compressed_tensors.configuration({"x": layer}, []))
+    back = reader.take(stored, "x", nn.Linear(inputs, outputs, bias=False))
+    assert not stored
+    assert torch.equal(back.tensor.dequantize(), layer.tensor.dequantize())
+
+
 def test_a_bfloat16_model_keeps_its_type(tmp_path: Path) -> None:
     model = tiny_llama(dtype=torch.bfloat16)
     workflow.quantize(model, QuantizationSpec(4, symmetric=True, group_size=128))
@@ -159,6 +182,50 @@ def test_a_float_model_makes_the_trip_too(tmp_path: Path) -> None:
     checkpoint.save(model, tmp_path / "out")
     assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
     check(model, tmp_path / "out")
+
+
+def test_a_model_that_is_no_language_model_comes_back_as_what_it_was(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=128, num_labels=3,
+        pad_token_id=0,
+    )  # fmt: skip
+    model = LlamaForSequenceClassification(config).eval()
+    checkpoint.save(model, tmp_path / "out")
+    again = checkpoint.load(tmp_path / "out")
+    assert type(again) is LlamaForSequenceClassification
+    assert torch.equal(logits(again), logits(model))
+
+
+def test_a_config_without_architectures_is_a_language_models(saved: Path, tmp_path: Path) -> None:
+    folder = damaged(saved, tmp_path / "copy", nothing)
+    edit_config(folder, lambda config: config.pop("architectures"))
+    assert torch.equal(logits(checkpoint.load(folder)), logits(checkpoint.load(saved)))
+
+
+def test_weights_that_are_not_contiguous_are_saved_as_they_are(tmp_path: Path) -> None:
+    model = tiny_llama(tied=False)
+    projection = model.model.layers[0].self_attn.q_proj
+    projection.weight = nn.Parameter(projection.weight.detach().T)  # square: another weight, seen by its columns
+    assert not projection.weight.is_contiguous()
+    checkpoint.save(model, tmp_path / "out")
+    check(model, tmp_path / "out")
+
+
+@pytest.mark.parametrize("group_size", [None, 64])
+def test_what_save_would_refuse_is_refused_before(group_size: int | None) -> None:
+    model, spec = tiny_llama(), QuantizationSpec(4, symmetric=True, group_size=group_size)
+    checkpoint.check(model, {LAYER: spec})
+    checkpoint.check(model, {LAYER: spec}, "gptq", moved_groups=True)
+    checkpoint.check(model, {LAYER: spec}, activations=ActivationSpec("static"))
+    with pytest.raises(ValueError, match=f"{LAYER} has quantised inputs"):
+        checkpoint.check(model, {LAYER: spec}, "gptq", activations=ActivationSpec("static"))
+    if group_size is None:  # one group has nowhere to move to
+        checkpoint.check(model, {LAYER: spec}, moved_groups=True)
+        return
+    for format in ("compressed-tensors", "awq"):
+        with pytest.raises(ValueError, match=f"{LAYER} has groups out of order"):
+            checkpoint.check(model, {LAYER: spec}, format, moved_groups=True)
 
 
 def test_a_head_that_a_rotation_untied_is_saved(tmp_path: Path) -> None:
@@ -289,6 +356,8 @@ def drop(name: str) -> Callable[[dict[str, Tensor]], None]:
         (cut(f"{LAYER}.weight_scale", slice(100)), rf"{LAYER}\.weight_scale has shape \(100, 4\); it should be"),
         (cut(f"{LAYER}.weight_packed", slice(100)), rf"{LAYER}\.weight_packed has shape \(100, 32\); it should be"),
         (cut(f"{LAYER}.weight_shape", slice(1)), rf"{LAYER}\.weight_shape is \[128\]"),
+        (put(f"{LAYER}.weight_shape", torch.tensor([128, 0])), rf"{LAYER}\.weight_shape is \[128, 0\]"),
+        (put(f"{LAYER}.weight_shape", torch.tensor([-128, 256])), rf"{LAYER}\.weight_shape is \[-128, 256\]"),
         (put(f"{LAYER}.weight_shape", torch.tensor([128, 512])), rf"{LAYER}\.\w+ has shape .* it should be"),
         (put(f"{LAYER}.weight_packed", torch.zeros(128, 32)), rf"{LAYER}\.weight_packed has type torch\.float32"),
         (cut("model.norm.weight", slice(5)), r"model\.norm\.weight has shape \(5,\); config\.json asks for \(128,\)"),

@@ -112,13 +112,14 @@ def test_a_digest_sees_every_change(tmp_path: Path) -> None:
     file.write_bytes(b"abc")
     variants: Iterable = [
         (file,), (torch.zeros(4),), (torch.zeros(2, 2),), (torch.zeros(4, dtype=torch.float64),), (b"x",),
-        (torch.tensor([0.0, 0, 0, 1e-30]),), (b"x", b"y"),
+        (torch.tensor([0.0, 0, 0, 1e-30]),), (b"x", b"y"), (torch.tensor(0.0),), (torch.zeros(1),), (torch.zeros(0, 4),),
     ]  # fmt: skip
     found = [digest(*parts) for parts in variants]
     assert len(set(found)) == len(found)
     file.write_bytes(b"abd")
     assert digest(file) != found[0]
     assert digest(torch.zeros(4)) == copy.copy(found[1])
+    assert digest(torch.zeros(8)[::2]) == found[1]
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs a signal that cannot be caught")

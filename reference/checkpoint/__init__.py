@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,11 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from reference.checkpoint import awq, compressed_tensors, gptq
+from reference.checkpoint import awq, compressed_tensors, gptq, served
 from reference.files import atomic_directory, tell_full
 from reference.layers import Int8Linear, QuantizedLinear
 from reference.models.conv1d import TRANSPOSED, linearize
 from reference.models.families import replace_module
+from reference.quantization import ServingWarning
 from reference.quantization.activations import ActivationSpec
 from reference.quantization.grid import QuantizationSpec
 from reference.tensors import QuantizedTensor
@@ -37,7 +39,7 @@ def save(
     shard_bytes: int = SHARD_BYTES,
     report: dict | None = None,
 ) -> None:
-    """Write ``model`` as a folder that transformers and vLLM load.
+    """Write ``model`` as a folder that transformers loads, and vLLM where :func:`reference.checkpoint.served.refused` says nothing.
 
     Layers that are :class:`~reference.layers.QuantizedLinear` are stored packed, everything else
     as it is. The folder appears whole or not at all.
@@ -124,6 +126,9 @@ def check(
     Raises:
         ValueError: unknown format, or a layer that the format cannot hold, named.
 
+    Warns:
+        ServingWarning: transformers will load the folder, and vLLM will not.
+
     Example:
         >>> from reference.models import tutorial
         >>> check(tutorial.load(), {"model.layers.0.mlp.up_proj": QuantizationSpec(3, group_size=128)}, "awq")
@@ -150,6 +155,9 @@ def check(
             step = torch.ones(1) if activations.granularity == "static" else None
             layers[name] = Int8Linear(weight, activations, input_scale=step)
     _configuration(model, layers, format)
+    reason = served.refused(model, grids, format, activations=activations, moved_groups=moved_groups)
+    if reason:
+        warnings.warn(f"vLLM will not load this folder: {reason}", ServingWarning, stacklevel=2)
 
 
 def _configuration(

@@ -11,7 +11,8 @@ Version 1 (``checkpoint_format`` "gptq") stores zero points minus one, modulo 2^
 ("gptq_v2") stores them as they are. A zero point of 0 therefore wraps to 2^b − 1 in version 1, and
 there readers part: those that add one to each value get 0 back, those that add one to each *word*
 carry into the neighbours. So a model with such a zero point is written as version 2, which current
-GPTQModel and vLLM read, and any other as version 1, which everything reads. Ours reads both.
+GPTQModel reads, and any other as version 1, which older readers know too. Ours reads both. vLLM 0.32.0
+reads symmetric grids alone, and no groups that act-order moved.
 """
 
 import re

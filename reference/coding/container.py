@@ -129,7 +129,7 @@ def save(
 
     Raises:
         ValueError: a name occurs twice or is too long, or a codebook does not fit its dtype.
-        TypeError: a tensor is of a dtype that the format does not know.
+        TypeError: a tensor is of a dtype that the format does not know, or a codebook is to be of no floating-point one.
 
     Source: the pipeline of Han et al. 2016; the format is our own.
 
@@ -159,15 +159,15 @@ def save(
             bodies.write(body)
 
         for name, value in layers.items() if isinstance(layers, Mapping) else layers:
-            if isinstance(value, CodebookTensor):
-                dtype, shape = (dtypes or {}).get(name, torch.float32), tuple(value.codes.shape)
-                record = records.encode_shared(value, dtype)
-            else:
-                dtype, shape = value.dtype, tuple(value.shape)
-                try:
+            try:
+                if isinstance(value, CodebookTensor):
+                    dtype, shape = (dtypes or {}).get(name, torch.float32), tuple(value.codes.shape)
+                    record = records.encode_shared(value, dtype)
+                else:
+                    dtype, shape = value.dtype, tuple(value.shape)
                     record = records.encode_tensor(value)
-                except TypeError as error:
-                    raise TypeError(f"{name}: {error}") from None
+            except TypeError as error:
+                raise TypeError(f"{name}: {error}") from None
             add(name, record.kind, dtype, shape, record.body)
         for name, content in (files or {}).items():
             body = zlib.compress(content, 9)

@@ -52,12 +52,13 @@ def encode_shared(tensor: CodebookTensor, dtype: torch.dtype) -> Record:
 
     Args:
         tensor: the weight.
-        dtype: of the codebook as stored, and of the weight that is decoded later.
+        dtype: of the codebook as stored, and of the weight that is decoded later: a floating-point one of :data:`DTYPES`.
 
     Returns:
         The shorter of the two layouts, kind SHARED.
 
     Raises:
+        TypeError: another dtype.
         ValueError: a value of the codebook changes when it is stored as ``dtype``.
 
     Source: Han et al. 2016, sections 2 to 4.
@@ -71,6 +72,9 @@ def encode_shared(tensor: CodebookTensor, dtype: torch.dtype) -> Record:
 
     Chapter: pruning/deep_compression
     """
+    floats = [kind for kind in DTYPES if kind.is_floating_point]
+    if dtype not in floats:
+        raise TypeError(f"dtype of the codebook is {dtype}; it may be {', '.join(map(str, floats))}")
     codebook = tensor.codebook[1:].to(dtype)
     if not torch.equal(codebook.float(), tensor.codebook[1:]):
         raise ValueError(f"codebook holds values that {dtype} cannot; round it before sharing")

@@ -67,6 +67,7 @@ def ask(address: str, model: str, prompt: str, *, tokens: int, silence: float = 
     """
     host, port = _check(address, tokens)
     body = {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True}
+    body["stream_options"] = {"include_usage": True}  # vLLM counts tokens only when asked to
     connection = http.client.HTTPConnection(host, port, timeout=silence)
     start = time.perf_counter()
     try:

@@ -36,6 +36,27 @@ def served(quantities: Sequence[str], ratios: Mapping[str, Sequence[float]]) -> 
     return axes
 
 
+def together(batches: Sequence[int], ratios: Mapping[str, Sequence[float]]) -> Axes:
+    """Work for a token over the float model's, against the requests that are answered together.
+
+    ``plotted`` finds the ratios of a format under its name, in the order of the numbers of requests.
+
+    Args:
+        batches: numbers of requests.
+        ratios: format → one ratio a number of requests.
+    """
+    _, axes = plt.subplots(figsize=(4.8, 3.4))
+    axes.axhline(1, color="0.5", linewidth=1, label="_")
+    for (name, values), look in zip(ratios.items(), looks(ratios), strict=True):
+        axes.plot(batches, values, label=name, **look)
+    axes.set(xscale="log", ylim=(0, None))
+    axes.set(xlabel="requests answered together", ylabel="work for a token,\ntimes the float model's")
+    axes.set_xticks(batches, [f"{batch:g}" for batch in batches])
+    axes.minorticks_off()
+    axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=1, fontsize=9.5)
+    return axes
+
+
 def canary(
     panels: Mapping[str, tuple[float, Mapping[str, tuple[np.ndarray, np.ndarray]]]], first: int
 ) -> tuple[Axes, ...]:

@@ -251,6 +251,31 @@ def block_linears(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
                 yield f"{family.blocks}.{index}.{name}", block.get_submodule(name)
 
 
+def input_groups(model: nn.Module) -> list[tuple[str, ...]]:
+    """Full names of the linear layers inside the blocks, in forward order, those that read the same input together.
+
+    They are also what servers join: queries, keys and values become one layer there, and gate and up another, so the parts
+    must agree in their grid.
+
+    Args:
+        model: an architecture of the table.
+
+    Example:
+        >>> from reference.models import tutorial
+        >>> groups = input_groups(tutorial.load())
+        >>> len(groups), [len(group) for group in groups[:4]], groups[3]  # q k v, o, gate up, down
+        (24, [3, 1, 2, 1], ('model.layers.0.mlp.down_proj',))
+
+    Chapter: none (look-up)
+    """
+    family = family_of(model)
+    return [
+        tuple(f"{family.blocks}.{index}.{name}" for name in group)
+        for index in range(len(blocks(model)))
+        for group in family.sublayers
+    ]
+
+
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     """Put ``module`` where ``name`` is in ``model``, in place.
 

@@ -15,3 +15,14 @@ class CalibrationWarning(UserWarning):
 
     Chapter: none (a warning; quantization/gptq shows what it warns of)
     """
+
+
+class ServingWarning(UserWarning):
+    """A checkpoint will be what transformers loads and vLLM refuses.
+
+    Example:
+        >>> issubclass(ServingWarning, UserWarning)
+        True
+
+    Chapter: none (a warning; :func:`reference.checkpoint.served.refused` finds what it says)
+    """

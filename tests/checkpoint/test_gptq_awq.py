@@ -15,9 +15,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from reference import checkpoint, workflow
 from reference.calibration import batches
 from reference.checkpoint import awq, gptq
+from reference.checkpoint.stored import float16_scale
 from reference.layers import QuantizedLinear
 from reference.models.families import block_linears
 from reference.quantization.grid import QuantizationSpec
+from reference.quantization.round_to_nearest import quantize_layer
 from reference.tensors import QuantizedTensor
 
 AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
@@ -128,6 +130,101 @@ def test_layers_left_in_float_are_named_for_loaders(tmp_path: Path) -> None:
     assert torch.equal(checkpoint.load(tmp_path / "out")(IDS).logits, model(IDS).logits)
 
 
+def test_a_rule_for_fused_parts_leaves_the_other_layers_alone() -> None:
+    """Queries, keys and values of one kind: a server asks for them as one, and for the output projection alone."""
+    names = [f"model.layers.{block}.self_attn.{part}_proj" for block in range(2) for part in "qkvo"]
+    eight, four = QuantizationSpec(8, symmetric=True), QuantizationSpec(4, symmetric=True)
+    grids = {name: eight if name[-6] in "qkv" else four for name in names}
+    grids["model.layers.1.self_attn.o_proj"] = QuantizationSpec(2, symmetric=True)
+    grids |= {f"model.layers.{block}.mlp.down_proj": four for block in range(6)}
+    codes = torch.zeros(32, 32, dtype=torch.uint8)
+    layers: dict[str, nn.Module] = {
+        name: QuantizedLinear(
+            QuantizedTensor.from_codes(codes, torch.ones(32, 1).half(), torch.full((32, 1), spec.middle), spec)
+        )
+        for name, spec in grids.items()
+    }
+    found = gptq.configuration(layers, [])
+
+    def bits(name: str) -> int:
+        matches = [rule for pattern, rule in found["dynamic"].items() if re.match(pattern[2:], name)]
+        return (matches[0] if matches else found)["bits"]
+
+    assert found["bits"] == 4
+    assert {name: bits(name) for name in names} == {name: grids[name].bits for name in names}
+    assert [bits(f"model.layers.{block}.self_attn.qkv_proj") for block in range(2)] == [8, 8]
+    reader = gptq.Reader(found)
+    assert {name: reader.spec(name, {"qweight"}) for name in names} == {name: grids[name] for name in names}
+
+
+def layer_of(zero_point: int, bits: int = 4) -> QuantizedLinear:
+    """64 inputs in two groups, 32 outputs; the first output's zero point is another one."""
+    codes = torch.randint(0, 2**bits, (32, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    zero_points = torch.full((32, 2), 2 ** (bits - 1), dtype=torch.int32)
+    zero_points[0] = zero_point
+    scale = torch.rand(32, 2, generator=torch.Generator().manual_seed(1)).half()
+    return QuantizedLinear(QuantizedTensor.from_codes(codes, scale, zero_points, QuantizationSpec(bits, group_size=32)))
+
+
+def test_one_layer_with_a_zero_point_of_zero_decides_for_the_whole_file() -> None:
+    """Version 1 cannot hold it, and a folder has one version."""
+    layers: dict[str, nn.Module] = {"a": layer_of(3), "b": layer_of(0), "c": layer_of(5)}
+    found = gptq.configuration(layers, [])
+    assert found["checkpoint_format"] == "gptq_v2"
+    for name, layer in layers.items():
+        stored = {f"{name}.{suffix}": tensor for suffix, tensor in gptq.tensors(layer, name, found).items()}
+        assert stream(stored[f"{name}.qzeros"][0].tolist(), 4, 32) == layer.tensor.zero_point[:, 0].tolist()
+        back = gptq.Reader(found).take(stored, name, nn.Linear(64, 32, bias=False))
+        assert torch.equal(back.tensor.zero_point, layer.tensor.zero_point)
+    assert gptq.configuration({"a": layer_of(3), "c": layer_of(5)}, [])["checkpoint_format"] == "gptq"
+
+
+def gptq_file(**changes: Tensor | None) -> tuple[dict, dict[str, Tensor]]:
+    """Configuration and tensors of a layer ``x``; a tensor is replaced, or left out where it is None."""
+    layer = layer_of(3)
+    configuration = gptq.configuration({"x": layer}, [])
+    stored = gptq.tensors(layer, "x", configuration) | changes
+    return configuration, {f"x.{suffix}": tensor for suffix, tensor in stored.items() if tensor is not None}
+
+
+def test_a_gptq_file_without_a_group_index_has_its_groups_in_order() -> None:
+    configuration, stored = gptq_file(g_idx=None)
+    back = gptq.Reader(configuration).take(stored, "x", nn.Linear(64, 32, bias=False))
+    assert back.group_index is None
+    assert torch.equal(back.tensor.dequantize(), layer_of(3).tensor.dequantize())
+
+
+@pytest.mark.parametrize("outside", [2, -1])
+def test_a_group_that_is_not_there_is_refused(outside: int) -> None:
+    index = torch.arange(64, dtype=torch.int32) // 32
+    index[5] = outside
+    configuration, stored = gptq_file(g_idx=index)
+    with pytest.raises(ValueError, match=r"x\.g_idx .*there are 2 groups"):
+        gptq.Reader(configuration).take(stored, "x", nn.Linear(64, 32, bias=False))
+
+
+@pytest.mark.parametrize(
+    ("configuration", "words"),
+    [
+        ({"bits": 4}, "group_size None; the gptq format needs it"),
+        ({"group_size": 128}, "bits None; the gptq format needs it"),
+        ({"bits": "4", "group_size": 128}, "bits '4'"),
+        ({"bits": 4, "group_size": 128, "format": "marlin"}, "format 'marlin'; read here are gptq and gptq_v2"),
+        ({"bits": 4, "group_size": 128, "checkpoint_format": "bitblas"}, "format 'bitblas'"),
+    ],
+)
+def test_gptq_configurations_that_are_not_read_are_refused(configuration: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        gptq.Reader(configuration)
+
+
+def test_gptqs_version_is_read_from_either_word() -> None:
+    """GPTQModel writes both; files of its early versions have ``format`` alone, AutoGPTQ's have neither."""
+    base = {"bits": 4, "group_size": 32}
+    versions = [{}, {"format": "gptq"}, {"format": "gptq_v2"}, {"checkpoint_format": "gptq_v2", "format": "gptq"}]
+    assert [gptq.Reader(base | words).offset for words in versions] == [1, 1, 0, 0]
+
+
 def test_moved_groups_read_without_their_index_are_other_weights(tmp_path: Path) -> None:
     model = workflow.quantize(
         llama(), QuantizationSpec(4, group_size=16), method="gptq", act_order=True, static_groups=False,
@@ -191,6 +288,13 @@ def test_what_the_formats_cannot_hold_is_refused_by_name(tmp_path: Path) -> None
     assert not (tmp_path / "no").exists()
 
 
+def test_one_scale_that_is_no_float16_number_is_enough_to_refuse() -> None:
+    scale = torch.tensor([[0.5], [2.0**-30], [1.0]], dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="x has 1 scales of 3 that are no float16 numbers, the first 9.313e-10"):
+        float16_scale(scale, "x", "gptq")
+    assert float16_scale(scale[::2], "x", "gptq").dtype == torch.float16
+
+
 def test_foreign_symmetric_files_with_other_zero_points_are_refused() -> None:
     layer = QuantizedLinear(
         QuantizedTensor.from_codes(
@@ -230,6 +334,39 @@ def test_biases_of_zeros_that_the_model_lacks_are_dropped_and_others_refused(tmp
         checkpoint.load(foreign(**{name: one[:3]}))
     with pytest.raises(ValueError, match=r"not expected \['lm_head.bias'\]"):  # in float: not AutoGPTQ's doing
         checkpoint.load(foreign(**{"lm_head.bias": torch.zeros(64)}))
+
+
+@pytest.mark.parametrize("group_size", [32, None])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_an_awq_layer_comes_back_with_its_grid(group_size: int | None, symmetric: bool) -> None:
+    spec = QuantizationSpec(4, symmetric=symmetric, group_size=group_size)
+    weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
+    layer = QuantizedLinear(quantize_layer(weight, spec, scale_dtype=torch.float16))
+    found = awq.configuration({"x": layer}, [])
+    assert found["group_size"] == (-1 if group_size is None else group_size)
+    assert found["modules_to_not_convert"] is None
+    stored = {f"x.{suffix}": tensor for suffix, tensor in awq.tensors(layer, "x", found).items()}
+    torch.testing.assert_close(
+        slow_awq(stored, "x", group_size or 64), layer.tensor.dequantize(torch.float64), rtol=0, atol=0
+    )
+    back = awq.Reader(found).take(stored, "x", nn.Linear(64, 16, bias=False))
+    assert not stored
+    assert back.spec == spec
+    assert torch.equal(back.tensor.dequantize(), layer.tensor.dequantize())
+
+
+@pytest.mark.parametrize(
+    ("configuration", "words"),
+    [
+        ({"version": "gemv"}, "version 'gemv', 4 bits"),
+        ({"format": "GEMV_fast"}, "version 'gemv_fast', 4 bits"),
+        ({"bits": 8}, "version 'gemm', 8 bits"),
+        ({"zero_point": False}, "zero_point False"),
+    ],
+)
+def test_awq_configurations_that_are_not_read_are_refused(configuration: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        awq.Reader(configuration)
 
 
 def test_nibbles_of_a_word_in_awq_order() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from reference import checkpoint, workflow
@@ -48,6 +49,23 @@ def test_transformers_computes_what_our_integers_do(bits: int, granularity: str,
     again = checkpoint.load(tmp_path / "out")
     assert all(isinstance(layer, Int8Linear) for _, layer in block_linears(again))
     assert torch.equal(again(IDS).logits, ours)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_static_step_is_one_number(bits: int, tmp_path: Path) -> None:
+    model = workflow.quantize(
+        llama(), QuantizationSpec(bits, symmetric=True), activations=ActivationSpec("static"), calibration=CALIBRATION
+    )
+    checkpoint.save(model, tmp_path / "out")
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.input_scale"
+    assert stored[name].shape == (1,)
+    for wrong, words in [(stored[name].expand(2), r"shape \(2,\)"), (stored[name].int(), "type torch.int32")]:
+        save_file(
+            stored | {name: wrong.contiguous()}, tmp_path / "out" / "model.safetensors", metadata={"format": "pt"}
+        )
+        with pytest.raises(ValueError, match=f"{name} has {words}"):
+            checkpoint.load(tmp_path / "out")
 
 
 def test_wrong_combinations_name_the_layer(tmp_path: Path) -> None:

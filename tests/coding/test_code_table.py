@@ -47,6 +47,15 @@ def test_a_table_by_hand() -> None:
 ONE, TWO = "111", "11010"  # one run from symbol 0 of one symbol, of two
 
 
+def test_a_table_cut_off_within_its_last_word_is_refused() -> None:
+    """Symbols 3 to 6 of 3, 1, 2, 3 bits: what is left of the last word, 100, is 10, and no padding follows."""
+    table = pack(np.array([3, 4, 5, 6]), np.array([3, 1, 2, 3], np.uint8))
+    assert len(table) == 5
+    assert table[4] == 0
+    with pytest.raises(CorruptStream, match="damaged at code word 3"):
+        unpack(table[:4], 256, 1)
+
+
 @pytest.mark.parametrize(
     ("bits", "group", "words"),
     [

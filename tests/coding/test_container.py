@@ -109,11 +109,37 @@ def test_codebooks_are_stored_in_their_dtype(tmp_path: Path) -> None:
         container.save(tmp_path / "x.dcz", {"w": tensor}, dtypes={"w": torch.bfloat16})
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_a_codebook_of_a_dtype_that_cannot_be_read_back_is_not_written(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Its values are whole numbers, which an integer type would hold."""
+    tensor = CodebookTensor(torch.tensor([0.0, 1, 1, 1]), torch.tensor([[1, 2, 3, 0]], dtype=torch.uint8), 2)
+    with pytest.raises(TypeError, match=rf"w: dtype of the codebook is {dtype}; it may be torch.float32, "):
+        container.save(tmp_path / "x.dcz", {"w": tensor}, dtypes={"w": dtype})
+    assert not list(tmp_path.iterdir())
+    container.save(tmp_path / "x.dcz", {"w": tensor}, dtypes={"w": torch.float64})
+    assert same(tensor, container.load(tmp_path / "x.dcz").layers["w"])
+
+
 def test_sparse_and_dense_layouts_are_each_chosen_where_they_are_shorter() -> None:
     sparse = records.encode_shared(shared((200, 200), 0.03, 4), torch.float32)
     dense = records.encode_shared(shared((200, 200), 0.9, 4), torch.float32)
     assert records.purposes(sparse.kind, memoryview(sparse.body), torch.float32, (200, 200))["gaps"] > 0
     assert records.purposes(dense.kind, memoryview(dense.body), torch.float32, (200, 200))["gaps"] == 0
+
+
+def test_fillers_take_their_share_of_both_payloads() -> None:
+    """Kept weights 1000 apart, whose gaps no field of 8 bits bridges: fillers are counted one by one."""
+    codes = torch.zeros(1, 40_000, dtype=torch.uint8)
+    codes[0, 999::1000] = torch.arange(40, dtype=torch.uint8) % 3 + 1
+    tensor = CodebookTensor(torch.tensor([0.0, 1.0, -1.0, 2.0]), codes, 2)
+    record = records.encode_shared(tensor, torch.float32)
+    parts = records.purposes(record.kind, memoryview(record.body), torch.float32, (1, 40_000))
+    width = record.body[1]
+    fillers = 40 * (999 // 2**width)
+    assert fillers >= 3 * 40
+    share = fillers / (fillers + 40)
+    assert parts["fillers"] == pytest.approx(share * (parts["codes"] + parts["gaps"] + parts["fillers"]), abs=2)
+    assert sum(parts.values()) == len(record.body)
 
 
 def test_every_flipped_byte_is_refused_by_name(file: Path) -> None:
@@ -231,6 +257,38 @@ def test_repaired_checksums_do_not_get_a_lie_through(tmp_path: Path) -> None:
     assert min(outcomes) > 50
 
 
+@pytest.mark.parametrize(
+    ("name_bytes", "dimensions"), [(2, 1), (2**16 - 1, 1), (1, 2)], ids=["name", "long name", "shape"]
+)
+def test_a_table_of_contents_that_ends_within_an_entry_is_refused(
+    tmp_path: Path, name_bytes: int, dimensions: int
+) -> None:
+    listing = struct.pack("<HBBBQI", name_bytes, records.RAW, 8, dimensions, 1, zlib.crc32(b"x"))
+    listing += struct.pack("<Q", 1) + b"w"
+    head = struct.pack("<HI", 1, len(listing))
+    path = tmp_path / "x.dcz"
+    path.write_bytes(container.MAGIC + head + struct.pack("<I", zlib.crc32(head + listing)) + listing + b"x")
+    with pytest.raises(ValueError, match="contradicts itself"):
+        container.entries(path)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "body", "message"),
+    [
+        (torch.bool, b"\x01\x02", "a truth value is neither 0 nor 1"),
+        (torch.uint8, b"\x01", r"1 bytes are not those of torch.uint8 \(2,\)"),
+        (torch.int16, b"\x01" * 5, r"5 bytes are not those of torch.int16 \(2,\)"),
+    ],
+)
+def test_raw_bytes_of_no_tensor_are_refused(tmp_path: Path, dtype: torch.dtype, body: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        records.decode_tensor(records.RAW, memoryview(body), dtype, (2,))
+    path = tmp_path / "x.dcz"
+    path.write_bytes(hostile((2,), body, records.RAW, records.DTYPES.index(dtype)))
+    with pytest.raises(ValueError, match=f"layer 'w' is damaged: {message}"):
+        container.load(path)
+
+
 def test_a_name_that_comes_twice_is_refused(tmp_path: Path) -> None:
     entry = struct.pack("<HBBBQI", 1, records.RAW, 8, 1, 1, zlib.crc32(b"x")) + struct.pack("<Q", 1) + b"w"
     head = struct.pack("<HI", 1, 2 * len(entry))
@@ -255,6 +313,9 @@ def test_a_failed_write_leaves_the_old_file(file: Path) -> None:
         container.save(file, {"w": torch.zeros(3), "c": torch.zeros(2, dtype=torch.complex64)})
     with pytest.raises(ValueError, match="twice"):
         container.save(file, [("w", torch.zeros(3)), ("w", torch.zeros(3))])
+    for name in ("", "w" * 2**16, "ü" * 2**15):
+        with pytest.raises(ValueError, match="the name is empty or too long"):
+            container.save(file, {name: torch.zeros(3)})
     assert file.read_bytes() == before
     assert list(file.parent.iterdir()) == [file]
     with pytest.raises(FileNotFoundError, match="there is no folder"):

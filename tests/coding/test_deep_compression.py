@@ -63,6 +63,27 @@ def test_stages_come_in_order_and_keep_exact_counts() -> None:
     assert stages[1][1] == stages[2][1] == {"conv.weight": 18, "fc.weight": 144}
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_afterwards_gradients_of_pruned_weights_flow_again(fails: bool) -> None:
+    """Nothing holds the weights any more, whether or not the training ended well."""
+    torch.manual_seed(0)
+    net = Net()
+
+    def retrain(model: nn.Module, after_step: Callable[[], None]) -> None:
+        if fails:
+            raise KeyboardInterrupt
+
+    try:
+        masks = deep_compression.prune_and_retrain(net, {"fc.weight": 0.75}, retrain, rounds=(0.5, 1.0))
+        assert int(masks["fc.weight"].sum()) == 48
+    except KeyboardInterrupt:
+        assert fails
+    pruned = net.fc.weight == 0
+    assert pruned.any()
+    net.fc.weight.backward(torch.ones_like(net.fc.weight))
+    assert bool((net.fc.weight.grad == 1).all())
+
+
 def test_the_file_brings_the_network_back(tmp_path: Path) -> None:
     net, layers, _ = run()
     deep_compression.save(tmp_path / "net.dcz", layers)
@@ -104,6 +125,7 @@ def test_share_state_touches_matrices_only() -> None:
         "model.layers.0.norm.weight": torch.randn(8, 1),
         "bias": torch.randn(8),
         "table": torch.ones(3, 3, dtype=torch.int64),
+        "model.layers.0.mlp.none.weight": torch.empty(0, 8),
     }
     found = dict(deep_compression.share_state(tensors.items(), sparsity=0.5, bits=4))
     changed = [name for name, value in found.items() if isinstance(value, CodebookTensor)]
@@ -120,10 +142,12 @@ def test_wrong_arguments_are_named(tmp_path: Path) -> None:
         deep_compression.prune_and_retrain(Net(), {"conv.bias": 0.5}, nothing)
     with pytest.raises(ValueError, match="rounds is"):
         deep_compression.prune_and_retrain(Net(), SPARSITY, nothing, rounds=(1.0, 0.5))
-    with pytest.raises(ValueError, match="bits names"):
+    net = Net()
+    with pytest.raises(ValueError, match="bits names .*, sparsity names"):
         deep_compression.compress(
-            Net(), sparsity=SPARSITY, bits={"fc.weight": 3}, retrain=nothing, retrain_shared=nothing
+            net, sparsity=SPARSITY, bits={"fc.weight": 3}, retrain=nothing, retrain_shared=nothing
         )
+    assert bool((net.fc.weight != 0).all())  # refused before it was pruned
     net = Net()
     with pytest.raises(ValueError, match="'norm' is BatchNorm2d"):
         deep_compression.share_weights(net, {"norm.weight": net.norm.weight > 0}, {"norm.weight": 2})

@@ -156,6 +156,18 @@ def test_every_limit_comes_back(limit: int) -> None:
     np.testing.assert_array_equal(huffman.decode(blob), symbols)
 
 
+@pytest.mark.parametrize(("symbols_used", "longest"), [(27, 16), (17, 16), (16, 15)])
+def test_code_words_are_16_bits_at_most_where_no_limit_is_named(symbols_used: int, longest: int) -> None:
+    """Counts 1, 1, 2, 3, 5, … ask for a word of one bit less than there are symbols: 26 for 27 of them."""
+    counts = [1, 1]
+    while len(counts) < symbols_used:
+        counts.append(counts[-1] + counts[-2])
+    symbols = np.repeat(np.arange(symbols_used, dtype=np.uint8), counts)
+    blob = huffman.encode(symbols, group=1)
+    assert huffman.read(blob).lengths.max() == longest
+    np.testing.assert_array_equal(huffman.decode(blob), symbols)
+
+
 def test_all_65536_symbols() -> None:
     rng = np.random.default_rng(0)
     symbols = np.concatenate([np.arange(65_536), rng.geometric(0.001, 200_000) % 65_536]).astype(np.uint16)
@@ -170,6 +182,22 @@ def test_nothing_and_one_symbol_take_no_payload(dtype: type) -> None:
         blob = huffman.encode(np.full(n, 200, dtype))
         assert len(blob) < 32
         assert (huffman.decode(blob) == np.full(n, 200, dtype)).all()
+
+
+@pytest.mark.parametrize("n", [32, 64])
+def test_a_payload_without_a_bit_to_spare(n: int) -> None:
+    """Two symbols take a bit each: so many fill the words that hold them."""
+    symbols = np.arange(n, dtype=np.uint8) % 2
+    blob = huffman.encode(symbols, group=1)
+    assert huffman.describe(blob).payload_bytes == n // 8
+    np.testing.assert_array_equal(huffman.decode(blob), symbols)
+
+
+def test_a_stream_of_nothing_has_no_chunk() -> None:
+    stream = huffman.read(huffman.encode(np.empty(0, np.uint8)))
+    assert (stream.symbols, stream.starts.tolist(), stream.used.tolist()) == (0, [0], [])
+    with pytest.raises(IndexError, match="the stream has 0 chunks"):
+        huffman.decode_chunk(stream, 0)
 
 
 def test_views_are_encoded_as_their_values() -> None:
@@ -262,6 +290,7 @@ ONE, TWO = bytes([0b11111100, 0b00100000]), bytes([0b11010111, 0b00001000])
         (sealed(2**40, 1, 1, ONE), "pass max_symbols"),
         (sealed(2**64 - 1, 2**24, 2, ONE), "pass max_symbols"),
         (sealed(5, 16, 1, ONE, bytes(4)), "one used symbol and yet"),
+        (sealed(4, 2, 1, ONE, bytes(4)), "one used symbol and yet"),  # an offset, and no payload after it
         (sealed(0, 16, 1, ONE), "no symbols"),
         (sealed(5, 16, 1, b""), "cut off"),
         (sealed(5, 16, 1, TWO), "can hold"),
@@ -309,6 +338,9 @@ def test_max_symbols_bounds_the_memory() -> None:
 def test_bad_arguments_are_named() -> None:
     with pytest.raises(TypeError, match="symbols is int64"):
         huffman.encode(np.arange(3))
+    for other in (np.int8, np.int16, np.float16, np.bool_):
+        with pytest.raises(TypeError, match=f"symbols is {np.dtype(other)}"):
+            huffman.encode(np.ones(3, other))
     with pytest.raises(TypeError, match="symbols is list"):
         huffman.encode([1, 2])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="symbols has 2 dimensions"):

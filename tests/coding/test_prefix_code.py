@@ -120,5 +120,7 @@ def test_bad_arguments_are_named() -> None:
         code_lengths(np.array([3, -1]))
     with pytest.raises(ValueError, match="2\\^54"):
         code_lengths(np.array([2**54, 1]))
-    with pytest.raises(ValueError, match="max_length is 0"):
-        code_lengths(np.array([3, 1]), 0)
+    for limit in (0, -1, 65):
+        for freq in ([3, 1], [3]):
+            with pytest.raises(ValueError, match=f"max_length is {limit}; it may be 1 to 64"):
+                code_lengths(np.array(freq), limit)

@@ -34,6 +34,13 @@ def test_fields_equal_a_loop_and_positions_come_back(mask: list[bool], bits: int
     assert sparse_index.relative_bits(torch.tensor(mask, dtype=torch.bool), 5, bits) == len(fields) * (5 + bits)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16])
+def test_positions_do_not_wrap_around_in_the_type_of_the_fields(dtype: torch.dtype) -> None:
+    """A field of 255 is a gap of 256, which no uint8 holds."""
+    fields = torch.tensor([255, 255, 0, 7], dtype=dtype)
+    assert sparse_index.absolute(fields, 600).tolist() == [255, 511, 512, 520]
+
+
 @pytest.mark.parametrize(
     ("density", "bits", "fillers"),
     [(0.04, 4, 1.085), (0.04, 5, 0.371), (0.04, 6, 0.079), (0.08, 4, 0.358), (0.12, 4, 0.149), (0.25, 4, 0.010)],
@@ -92,6 +99,9 @@ def test_break_even_of_relative_and_bitmap_lies_where_masks_cost_the_same() -> N
 def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="bits is 0"):
         sparse_index.relative(torch.tensor([1]), 0, 5)
+    for bits in (0, 17):
+        with pytest.raises(ValueError, match=f"bits is {bits}; it may be 1 to 16"):
+            sparse_index.relative_bits(torch.ones(3, dtype=torch.bool), 4, bits)
     with pytest.raises(ValueError, match="strictly ascending"):
         sparse_index.relative(torch.tensor([1, 1]), 4, 5)
     with pytest.raises(ValueError, match="total is 5"):

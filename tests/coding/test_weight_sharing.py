@@ -49,6 +49,16 @@ def test_the_nearest_centroid_is_the_first_of_the_nearest(values: list[float], c
     assert torch.equal(assign(x, c), (x[:, None] - c[None]).abs().argmin(1))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_short_types_are_taken_as_the_numbers_they_are(dtype: torch.dtype) -> None:
+    x = torch.linspace(-1, 1, 101).to(dtype)
+    centroids, index = kmeans(x, 5)
+    exact, same = kmeans(x.double(), 5)
+    assert torch.equal(centroids, exact)
+    assert torch.equal(index, same)
+    assert squared_error(x, centroids) == squared_error(x.double(), exact)
+
+
 @given(st.lists(st.integers(-40, 40).map(lambda v: v / 8), min_size=1, max_size=9), st.integers(1, 4))
 @settings(max_examples=100, deadline=None)
 def test_optimum_equals_all_divisions(values: list[float], k: int) -> None:
@@ -159,5 +169,8 @@ def test_wrong_arguments_are_named() -> None:
         CodebookTensor(torch.zeros(4), torch.full((3,), 4, dtype=torch.uint8), 2)
     with pytest.raises(ValueError, match="float32 of"):
         CodebookTensor(torch.zeros(5), torch.zeros(3, dtype=torch.uint8), 2)
-    with pytest.raises(ValueError, match="needed are"):
-        compression_rate(0, 32, 4)
+    with pytest.raises(ValueError, match="bits is 9"):
+        CodebookTensor(torch.zeros(512), torch.zeros(3, dtype=torch.uint8), 9)
+    for numbers in [(0, 32, 4), (16, 0, 4), (16, 32, 1)]:
+        with pytest.raises(ValueError, match="needed are"):
+            compression_rate(*numbers)

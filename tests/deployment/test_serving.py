@@ -189,7 +189,18 @@ def test_parts_are_timed_and_joined(scripted):
     assert len(answer.gaps) == 1
     assert answer.gaps[0] >= 0.04
     assert answer.total >= answer.first + answer.gaps[0]
-    assert kind.seen == [{"model": "m", "prompt": "p", "max_tokens": 7, "temperature": 0, "stream": True}]
+    asked = {"model": "m", "prompt": "p", "max_tokens": 7, "temperature": 0, "stream": True}
+    assert kind.seen == [asked | {"stream_options": {"include_usage": True}}]
+
+
+def test_tokens_are_counted_where_the_count_comes_alone(scripted):
+    """As OpenAI's servers and vLLM send it, and only to those who ask."""
+    kind, address = scripted
+    count = json.dumps({"choices": [], "usage": {"completion_tokens": 2}})
+    kind.lines = (event("a"), event("b"), f"data: {count}\n\n", "data: [DONE]\n\n")
+    answer = load.ask(address, "m", "p", tokens=2)
+    assert (answer.text, answer.tokens, answer.error) == ("ab", 2, "")
+    assert kind.seen[0]["stream_options"]["include_usage"]
 
 
 @pytest.mark.parametrize(

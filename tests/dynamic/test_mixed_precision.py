@@ -1,6 +1,7 @@
 """Bits for a budget: from the model to a checkpoint whose bytes are those that were asked for."""
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,11 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from reference import checkpoint, workflow
-from reference.dynamic.allocation import stored_bytes
+from reference.dynamic.allocation import bits_within, stored_bytes, stored_total
 from reference.dynamic.mixed_precision import Divergence, GptqRounding, choose_bits, shapes_of
-from reference.dynamic.sensitivity import rounded
+from reference.dynamic.sensitivity import measured, rounded
 from reference.evaluation import size_on_disk
+from reference.models.families import input_groups
 from reference.quantization import gptq
 from reference.quantization.grid import QuantizationSpec
 
@@ -97,6 +99,34 @@ def test_the_solver_that_rounds_decides_who_gets_bits() -> None:
     bits = choose_bits(model(), SPEC, 5.0, IDS, options=(2, 4, 8), rounding=rounding)
     assert bits[name] == 2
     assert choose_bits(model(), SPEC, 5.0, IDS, options=(2, 4, 8))[name] > 2
+
+
+@pytest.mark.parametrize("average", [3.0, 4.2, 5.5])
+def test_layers_of_one_input_get_the_same_bits_and_no_such_choice_is_better(average: float) -> None:
+    """Servers join them. The oracle tries all choices of the groups."""
+    network = model()
+    groups = [group for group in input_groups(network) if ".layers.0." in group[0]]
+    options, skip = (2, 4, 8), ["*.layers.1.*"]
+    bits = choose_bits(network, SPEC, average, IDS, options=options, skip=skip)
+    assert all(len({bits[name] for name in group}) == 1 for group in groups)
+    shapes = shapes_of(network, skip)
+    grids = [replace(SPEC, bits=option) for option in options]
+    table = measured(network, grids, list(shapes), Divergence(network, IDS))
+    budget = average * sum(rows * columns for rows, columns in shapes.values()) / 8
+
+    def cost(chosen: dict[str, int]) -> float:
+        return sum(table[name][value] for name, value in chosen.items())
+
+    choices = [
+        {name: value for group, value in zip(groups, values, strict=True) for name in group}
+        for values in product(options, repeat=len(groups))
+    ]
+    fitting = [one for one in choices if stored_total(one, shapes, lambda value: replace(SPEC, bits=value)) <= budget]
+    assert bits in fitting
+    assert cost(bits) == pytest.approx(min(map(cost, fitting)))
+    split = bits_within(table, shapes, SPEC, budget)
+    assert cost(split) <= cost(bits)
+    assert any(len({split[name] for name in group}) > 1 for group in groups)  # which no server joins
 
 
 def test_what_is_skipped_takes_no_part() -> None:

@@ -60,6 +60,15 @@ def test_equals_the_matrix_of_scipy(rows, n, dtype, generator) -> None:
     assert_close(y, rotated(x))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("n", [64, 256, 1024])
+def test_the_error_is_that_of_rounding_the_result_once(n, dtype, generator) -> None:
+    x = torch.randn((8, n), generator=generator).to(dtype)
+    expected = rotated(x)
+    once = (expected.to(dtype).double() - expected).norm()
+    assert (hadamard(x).double() - expected).norm() <= 1.05 * once
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("core", [12, 20, 28])
 def test_other_sizes_by_a_factor_equal_the_book_own_transform(core, dtype, generator) -> None:

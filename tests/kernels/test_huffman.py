@@ -151,6 +151,18 @@ def test_damage_is_found_where_the_decoder_of_the_cpu_finds_it(flips, generator)
             assert np.array_equal(values[64 * chunk : 64 * (chunk + 1)].numpy(), expected)
 
 
+def test_a_word_of_zeros_after_a_chunk_is_damage(generator) -> None:
+    """All symbols are right, and yet the bits do not end where the next chunk begins."""
+    symbols = torch.randint(0, 9, (64,), generator=generator, dtype=torch.uint8).numpy()
+    given = arguments(symbols, chunk=16)
+    end = int(given["starts"][2])
+    longer = torch.cat([given["words"][:end], torch.zeros(1, dtype=torch.int32), given["words"][end:]])
+    starts = given["starts"] + torch.tensor([0, 0, 1, 1, 1], dtype=torch.int32)
+    found, damaged = huffman(**given | {"words": longer, "starts": starts})
+    assert np.array_equal(found.numpy(), symbols)
+    assert damaged.tolist() == [False, True, False, False]
+
+
 def test_decode_raises_where_a_chunk_is_damaged(generator) -> None:
     coded = ResidentTensor.from_tensor(weights(128, generator=generator), "cpu", chunk=64, max_length=10)
     short = coded.starts.clone()

@@ -93,6 +93,11 @@ GOOD = {
             "x had 40 columns, may have a positive multiple",
         ),
         ({"packed": torch.zeros((4, 31), dtype=torch.uint8)}, ValueError, r"packed had shape \[4, 31\]"),
+        (
+            {"packed": torch.zeros(4 * 32 + 2, dtype=torch.uint8)[2:].view(4, 32)},
+            ValueError,
+            "packed began at an odd address, may begin at a multiple of 4 bytes",
+        ),
         ({"scale": torch.zeros((4, 1), dtype=torch.uint8)}, ValueError, r"scale had shape \[4, 1\], may have \[4, 2\]"),
     ],
 )

@@ -11,7 +11,7 @@ pytest.importorskip("triton", reason="the kernels run with Triton, which is not 
 from reference.kernels import _triton
 from reference.kernels import fp8 as fp8_module
 from reference.kernels import w8a8 as module
-from reference.kernels._scaled import Slim, Square, scaled_product
+from reference.kernels._scaled import Slim, Square, scaled_product, supports_descriptors
 from reference.kernels.fp8 import fp8
 from reference.kernels.w8a8 import w8a8
 
@@ -117,6 +117,24 @@ def test_descriptors_are_used_where_rows_are_aligned(generator) -> None:
     assert isinstance(large, Square)
     assert large.described
     assert not module.plan_for(5000, 4096, False).described
+
+
+@pytest.mark.parametrize("kind", [torch.int8, E4M3], ids=str)
+@pytest.mark.parametrize(("offset_x", "offset_w"), [(0, 0), (16, 0), (0, 16), (5, 0), (0, 5), (8, 8)])
+def test_tensors_that_begin_anywhere_are_multiplied(kind, offset_x, offset_w, generator) -> None:
+    """Many rows are read by descriptors, which begin at multiples of 16 bytes: elsewhere by pointers, the same way."""
+
+    def at(offset: int, rows: int) -> Tensor:
+        room = torch.empty(rows * 32 + offset, dtype=torch.int8).view(kind)
+        return room[offset:].view(rows, 32).copy_(torch.randint(-9, 10, (rows, 32), generator=generator).float())
+
+    x, w = at(offset_x, 70 if kind == torch.int8 else 257), at(offset_w, 20)
+    product = w8a8 if kind == torch.int8 else fp8
+    y = product(x, w, torch.ones(len(x)), torch.ones(20), dtype=torch.float32)
+    assert torch.equal(y, x.float() @ w.float().T)
+    assert supports_descriptors(x, w) == (offset_x % 16 == 0 and offset_w % 16 == 0)
+    one = torch.zeros((1, 32), dtype=torch.int8).view(kind)[:, :20]  # contiguous, as its rows' distance says nothing
+    assert not supports_descriptors(x, one)
 
 
 GOOD = {

@@ -42,6 +42,25 @@ def test_many_rows_are_split_until_every_processor_has_one_tile(rows, outputs, c
         assert (splits + 1) * tiles > _splits.PROCESSORS
 
 
+@given(
+    rows=st.integers(1, 63), outputs=st.integers(1, 30000), columns=st.integers(32, 20000),
+    bits=st.sampled_from([2.0, 4.0, 4.25, 16.0]), programs=st.sampled_from([256, 264]),
+    tile=st.sampled_from([(16, 64, 64), (16, 128, 128), (32, 64, 128)]),
+)  # fmt: skip
+def test_few_rows_are_split_as_long_as_their_partial_sums_are_a_quarter_of_the_weight(
+    rows, outputs, columns, bits, programs, tile
+) -> None:
+    tiles, blocks = -(-rows // tile[0]) * -(-outputs // tile[1]), -(-columns // tile[2])
+
+    def worth_it(splits: int) -> bool:
+        """Of use: the programs before the last split were too few; each has a block; and the bytes."""
+        sums = 8 * rows * outputs * splits
+        return (splits - 1) * tiles < programs and splits <= blocks and 4 * sums <= outputs * int(columns * bits) / 8
+
+    splits = _splits.splits_for(rows, outputs, columns, tile, bits, programs)
+    assert splits == max([1, *(number for number in range(2, 300) if worth_it(number))])
+
+
 @pytest.mark.parametrize(
     ("rows", "outputs", "expected"), [(128, 4096, 4), (256, 4096, 2), (512, 4096, 1), (128, 11008, 1), (65, 1024, 4)]
 )

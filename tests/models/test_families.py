@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from reference import checkpoint, workflow
@@ -219,6 +220,24 @@ def test_opt_whose_norms_have_no_weights_is_not_smoothed_but_awq_finds_other_pla
         workflow.quantize(model, QuantizationSpec(8, group_size=16), method="smoothquant", calibration=[IDS])
     workflow.quantize(model, QuantizationSpec(8, group_size=16), method="awq", calibration=[IDS])
     assert 0 < (output(model) - expected).norm() < 0.1 * expected.norm()
+
+
+@pytest.mark.parametrize(("kind", "here", "there"), [("gpt2", "transformer.", ""), ("bert", "", "bert.")])
+def test_files_of_a_base_model_and_of_a_tasks_model_are_streamed_too(
+    kind: str, here: str, there: str, tmp_path: Path
+) -> None:
+    """GPT-2's file on the hub is a base model's, without the prefix; one of a model with a task's head has it."""
+    model = tiny(kind)
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = {there + name.removeprefix(here): tensor for name, tensor in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+    streamed = StreamedModel(tmp_path)
+    assert streamed.streams
+    for index in range(2):
+        streamed.enter(f"{family_of(model).blocks}.{index}")
+    assert torch.equal(output(streamed.complete()), output(model))
+    assert torch.equal(output(loading.load_float(tmp_path)), output(model))
 
 
 def test_an_unknown_architecture_is_refused_with_the_known_ones() -> None:

@@ -1,6 +1,7 @@
 """Rotations: the function stays, the outliers go."""
 
 import pytest
+import scipy.stats
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, Qwen2Config, Qwen2ForCausalLM
@@ -22,7 +23,7 @@ SIZES = {
 
 def random_model(kind: type, config: type, **more: object) -> nn.Module:
     torch.manual_seed(0)
-    model = kind(config(**SIZES, **more)).eval()
+    model = kind(config(**SIZES | more)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
@@ -37,6 +38,7 @@ def random_model(kind: type, config: type, **more: object) -> nn.Module:
     [
         (LlamaForCausalLM, LlamaConfig, {"tie_word_embeddings": True}),
         (LlamaForCausalLM, LlamaConfig, {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}),
+        (LlamaForCausalLM, LlamaConfig, {"head_dim": 8}),  # heads together narrower than the stream
         (Qwen2ForCausalLM, Qwen2Config, {}),
     ],
 )
@@ -52,6 +54,12 @@ def test_logits_stay(kind, config, more, change) -> None:
     assert torch.allclose(after, before, atol=1e-4 * before.abs().max())
     assert not torch.allclose(model.model.layers[0].mlp.up_proj.weight, weights, atol=1e-3)
     assert all((p == 1).all() for n, p in model.named_parameters() if "norm" in n)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_kurtosis_is_scipys(dtype) -> None:
+    x = (torch.randn(40, 50, generator=torch.Generator().manual_seed(7)).exp() * 20 + 300).to(dtype)
+    assert rotation.kurtosis(x) == pytest.approx(scipy.stats.kurtosis(x.double().flatten().numpy(), fisher=False))
 
 
 def test_shipped_model_stays_and_its_planted_outliers_go() -> None:

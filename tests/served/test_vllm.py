@@ -1,0 +1,185 @@
+"""vLLM itself, on a CPU, loads what the command line writes, and computes what we compute.
+
+`make vllm` installs it beside the book's environment and sets VLLM=required: then a missing vLLM is a failure. `make test` skips
+with the reason. vLLM computes in 16 bits; what that costs the float model is the measure for all others.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from urllib.request import urlopen
+
+import book_paths
+import pytest
+import safetensors.torch
+import torch
+
+from reference import checkpoint, cli
+from reference.data import text
+from reference.deployment import load
+from reference.models import tutorial
+
+ROOT = book_paths.ROOT
+PYTHON = ROOT / ".venv-vllm/bin/python"
+WINDOW, WINDOWS = 128, 8
+#: Folder → options of the command line.
+LOADED: dict[str, list[str]] = {
+    "grouped": ["--bits", "4", "--group-size", "128"],
+    "affine": ["--bits", "4", "--group-size", "128", "--affine"],
+    "skipped": ["--bits", "4", "--group-size", "128", "--skip", "*.layers.2.*", "--skip", "*.o_proj"],
+    "integers": ["--bits", "8", "--group-size", "-1", "--activations", "per_token", "--method", "smoothquant"],
+    "gptq": ["--bits", "4", "--group-size", "64", "--format", "gptq", "--method", "gptq", "--act-order"],
+    "awq": ["--bits", "4", "--group-size", "64", "--format", "awq", "--method", "awq", "--affine"],
+}
+#: Folder → options, and what vLLM says on any device.
+REFUSED = {
+    "per_tensor": (["--bits", "8", "--group-size", "-1", "--activations", "per_tensor"], "No compressed-tensors compatible scheme"),
+    "gptq_affine": (["--bits", "4", "--format", "gptq", "--affine"], "sym=False"),
+    "moving": (
+        ["--bits", "4", "--group-size", "64", "--format", "gptq", "--method", "gptq", "--act-order", "--moving-groups"],
+        "desc_act=True",
+    ),
+}  # fmt: skip
+
+if not (ROOT / ".venv-vllm/.installed").exists() and os.environ.get("VLLM") != "required":
+    pytest.skip("no .venv-vllm: make vllm installs vLLM (two minutes) and runs this", allow_module_level=True)
+
+four_bits = pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX", "AVX2"),
+    reason="vLLM 0.32 has its product of 4-bit weights for processors with AVX-512 only",
+)
+EACH = [pytest.param(name, marks=() if name == "integers" else four_bits) for name in LOADED]
+
+
+@pytest.fixture(scope="module")
+def tokens() -> torch.Tensor:
+    ids = text.encode(text.read("code"), tutorial.tokenizer())[: WINDOW * WINDOWS]
+    return torch.as_tensor(ids).reshape(WINDOWS, WINDOW)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """All of `LOADED` and `REFUSED`, the float model, and a folder whose scales were damaged."""
+    work = tmp_path_factory.mktemp("folders")
+    made = {"float": work / "float"}
+    checkpoint.save(tutorial.load(dtype=torch.bfloat16), made["float"], tokenizer=tutorial.tokenizer())
+    for name, options in (LOADED | {name: options for name, (options, _) in REFUSED.items()}).items():
+        made[name] = work / name
+        cli.main(["quantize", "tutorial", "--no-evaluate", "--sequences", "16", *options, "--output", str(made[name])])
+    made["damaged"] = Path(shutil.copytree(made["grouped"], work / "damaged"))
+    tensors = safetensors.torch.load_file(made["damaged"] / "model.safetensors")
+    tensors["model.layers.3.mlp.up_proj.weight_scale"] *= 1.25
+    safetensors.torch.save_file(tensors, made["damaged"] / "model.safetensors", {"format": "pt"})
+    return made
+
+
+@pytest.fixture(scope="module")
+def answers(
+    folders: dict[str, Path], tokens: torch.Tensor, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict]:
+    """What vLLM says to each folder: asked in 16-bit floats, and in bfloat16 where it has integer products for that only."""
+    work = tmp_path_factory.mktemp("vllm")
+    asked = {
+        "float16": {name: str(folder) for name, folder in folders.items() if name != "integers"},
+        "bfloat16": {"float, bfloat16": str(folders["float"]), "integers": str(folders["integers"])},
+    }
+    answers = {}
+    for dtype, some in asked.items():
+        request = {"folders": some, "dtype": dtype, "length": 2 * WINDOW, "tokens": tokens.tolist(), "batches": []}
+        (work / "request.json").write_text(json.dumps(request))
+        command = [PYTHON, ROOT / "tools/ask_vllm.py", work / "request.json", work / "answer.json"]
+        sixteen = os.environ | {"VLLM_CPU_INT4_W4A8": "0"}  # else AMX multiplies 4-bit weights by inputs of 8 bits
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env=sixteen)
+        assert done.returncode == 0, done.stderr[-3000:]
+        answers |= json.loads((work / "answer.json").read_text())["folders"]
+    return answers
+
+
+def difference(answer: dict, folder: Path, tokens: torch.Tensor) -> float:
+    """Root mean square of vLLM's log-probabilities less ours, which are computed in 32 bits from the same folder."""
+    assert "error" not in answer, answer
+    with torch.no_grad():
+        logits = checkpoint.load(folder, dtype=torch.float32)(input_ids=tokens).logits[:, :-1].double()
+    ours = logits.log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
+    theirs = torch.tensor(answer["logprobs"], dtype=torch.float64)
+    return (theirs - ours).square().mean().sqrt().item()
+
+
+def test_vllm_computes_the_float_model_to_its_rounding(folders, answers, tokens):
+    short = difference(answers["float"], folders["float"], tokens)
+    bfloat16 = difference(answers["float, bfloat16"], folders["float"], tokens)
+    assert 0 < short < bfloat16 / 4 < 0.01  # eleven bits against eight
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_vllm_computes_what_we_compute_from_the_same_folder(name, folders, answers, tokens):
+    noise = difference(answers["float, bfloat16" if name == "integers" else "float"], folders["float"], tokens)
+    # an input that bfloat16 moves over a half is another integer: that adds to the rounding of the float model
+    assert difference(answers[name], folders[name], tokens) < (5 if name == "integers" else 2) * noise
+
+
+@four_bits
+def test_a_damaged_folder_would_be_noticed(folders, answers, tokens):
+    noise = difference(answers["float"], folders["float"], tokens)
+    assert difference(answers["damaged"], folders["grouped"], tokens) > 4 * noise
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_vllm_multiplies_packed_weights(name, answers):
+    wanted = "CPUInt8ScaledMMLinearKernel" if name == "integers" else "CPUWNA16LinearKernel"
+    assert answers[name]["product"]["kernel"] == wanted
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_vllm_refuses_what_we_say_it_refuses(name, answers, tmp_path, run):
+    assert REFUSED[name][1] in answers[name]["error"]
+    told = run("quantize", "tutorial", "--no-evaluate", "--sequences", 2, *REFUSED[name][0], "--output", tmp_path / "x")
+    assert "vLLM will not load this folder" in told.err
+
+
+def test_the_server_answers_our_load_generator(folders, tmp_path):
+    """What `vllm serve` starts, and the requests that the chapter on production sends.
+
+    The command `vllm` itself looks for a package of that name, and the build for CPUs has another one.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", folders["integers"], "--enforce-eager"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--gpu-memory-utilization", "0.1"]  # here: of the memory
+    quiet = {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | quiet, start_new_session=True)
+    try:
+        address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 600
+        while not healthy(address):
+            waiting = server.poll() is None and time.monotonic() < deadline
+            assert waiting, (tmp_path / "log").read_text()[-3000:]
+            time.sleep(1)
+        prompts = ["def read(path):", "import os"]
+        answers, _ = load.generate(address, str(folders["integers"]), prompts, tokens=8, concurrency=2, seconds=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+        server.wait(60)
+    assert [(answer.error, answer.tokens) for answer in answers] == [("", 8), ("", 8)]
+    assert all(answer.text.strip() for answer in answers)
+
+
+def healthy(address: str) -> bool:
+    try:
+        with urlopen(f"{address}/health", timeout=5):
+            return True
+    except OSError:
+        return False

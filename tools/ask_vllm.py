@@ -1,0 +1,105 @@
+"""What vLLM says to a folder: log-probabilities of given tokens, which kernel multiplies, and the seconds of an answer.
+
+    .venv-vllm/bin/python tools/ask_vllm.py REQUEST.json ANSWER.json
+
+Runs in the environment that ``make vllm`` makes (vLLM cannot share the book's: it holds other versions of its libraries), and
+imports nothing of the book. The request is an object: ``folders`` (name → path), ``dtype``, ``tokens`` (windows of ids to score,
+or []), and ``batches`` (numbers of prompts to answer together, or []) with ``prompt``, ``answer`` and ``repeats``. The answer, too:
+name → what :func:`look` returns, or ``{"error": …}`` with the last line of what vLLM raised.
+"""
+
+import gc
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+# One process, no network, and no pinning to cores: the caller's thread count (OMP_NUM_THREADS) holds.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    VLLM_CPU_KVCACHE_SPACE="1",
+    VLLM_CPU_OMP_THREADS_BIND="nobind",
+    VLLM_ENABLE_V1_MULTIPROCESSING="0",
+    VLLM_LOGGING_LEVEL="ERROR",
+    VLLM_NO_USAGE_STATS="1",
+)
+
+
+def product(model: Any) -> dict:
+    """Which classes of vLLM hold and multiply the last weight of the model's first block."""
+    layer = [module for name, module in model.named_modules() if ".0." in name and hasattr(module, "quant_method")][-1]
+    scheme = getattr(layer, "scheme", None)
+    holder = scheme or layer.quant_method
+    kernel = getattr(holder, "kernel", None) or getattr(layer.quant_method, "kernel", None)
+    return {"scheme": type(holder).__name__, "kernel": type(kernel).__name__ if kernel else None}
+
+
+def scored(engine: Any, windows: list[list[int]]) -> list[list[float]]:
+    """Log-probability of each token of each window but its first, in nats."""
+    from vllm import SamplingParams
+
+    prompts = [{"prompt_token_ids": window} for window in windows]
+    answers = engine.generate(prompts, SamplingParams(max_tokens=1, prompt_logprobs=0), use_tqdm=False)
+    return [
+        [place[token].logprob for token, place in zip(window, answer.prompt_logprobs, strict=True) if place]
+        for window, answer in zip(windows, answers, strict=True)
+    ]
+
+
+def timed(engine: Any, batch: int, prompt: int, answer: int, repeats: int) -> list[dict]:
+    """Seconds, on the clock and of the processor, in which ``batch`` prompts are answered together, for each repeat."""
+    from vllm import SamplingParams
+
+    prompts = [{"prompt_token_ids": [5 + (7 * i + j) % 4000 for j in range(prompt)]} for i in range(batch)]
+    settings = SamplingParams(temperature=0, max_tokens=answer, ignore_eos=True)
+    took = []
+    for _ in range(repeats):
+        clock, processor = time.perf_counter(), time.process_time()
+        engine.generate(prompts, settings, use_tqdm=False)
+        took.append({"seconds": time.perf_counter() - clock, "processor": time.process_time() - processor})
+    return took
+
+
+def look(folder: str, request: dict) -> dict:
+    """All that the request asks of one folder."""
+    from vllm import LLM
+
+    engine = LLM(
+        model=folder,
+        dtype=request["dtype"],
+        max_model_len=request["length"],
+        gpu_memory_utilization=0.2,  # on a CPU: of its memory
+        enforce_eager=True,  # no compilation: minutes, for a model that is asked once
+        enable_prefix_caching=False,  # each repeat computes its prompts again
+        disable_log_stats=True,
+        seed=0,
+    )
+    found = {"product": engine.apply_model(product)[0], "logprobs": scored(engine, request["tokens"])}
+    found["batches"] = {
+        str(batch): timed(engine, batch, request["prompt"], request["answer"], request["repeats"])
+        for batch in request["batches"]
+    }
+    return found
+
+
+def main(request_file: str, answer_file: str) -> None:
+    import vllm
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    request = json.loads(Path(request_file).read_text())
+    answers: dict[str, Any] = {}
+    for name, folder in request["folders"].items():
+        try:
+            answers[name] = look(folder, request)
+        except Exception as error:  # whatever it raises is the answer: a folder that it cannot serve
+            lines = [line.strip() for line in str(error).splitlines() if "errors.pydantic.dev" not in line]
+            answers[name] = {"error": f"{type(error).__name__}: {lines[-1] if lines else ''}"}
+        gc.collect()
+        cleanup_dist_env_and_memory()
+    Path(answer_file).write_text(json.dumps({"version": vllm.__version__, "folders": answers}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
