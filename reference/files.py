@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -71,8 +73,7 @@ def atomic_directory(target: str | os.PathLike, *, replace: bool = False, needs:
         for parent in parents:
             with contextlib.suppress(OSError):
                 parent.rmdir()
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OSError(f"disk full while writing {name!r} ({error.strerror}); nothing is left of it") from error
+        tell_full(error, name)
         raise
 
 
@@ -177,9 +178,35 @@ def atomic_write(target: str | os.PathLike, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        tell_full(error, str(target))
         raise
+
+
+def tell_full(error: BaseException, name: str) -> None:
+    """Where an error says that the disk is full, raise one that says of what; safetensors says it in text only.
+
+    Args:
+        error: while ``name`` was written.
+        name: file or folder, of which nothing is left.
+
+    Raises:
+        OSError: the disk is full.
+
+    Example:
+        >>> tell_full(OSError(errno.ENOSPC, "No space left on device"), "small")
+        Traceback (most recent call last):
+            ...
+        OSError: disk full while writing 'small' (No space left on device); nothing is left of it
+        >>> tell_full(ValueError("bits is 9"), "small")  # not of the disk
+
+    Chapter: none (plumbing: writes files)
+    """
+    for code in (errno.ENOSPC, errno.EDQUOT):
+        told = isinstance(error, SafetensorError) and f"(os error {code})" in str(error)
+        if told or (isinstance(error, OSError) and error.errno == code):
+            raise OSError(f"disk full while writing {name!r} ({os.strerror(code)}); nothing is left of it") from error
 
 
 def _settle(folder: Path) -> None:

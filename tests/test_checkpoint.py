@@ -22,9 +22,11 @@ from transformers import (
     PreTrainedModel,
 )
 
-from reference import checkpoint, workflow
+from reference import checkpoint, training, workflow
 from reference.checkpoint import compressed_tensors
+from reference.coding import container
 from reference.files import atomic_directory
+from reference.job import Job
 from reference.layers import QuantizedLinear
 from reference.models import tutorial
 from reference.models.families import block_linears
@@ -561,6 +563,18 @@ def test_a_disk_that_fills_up_while_writing_leaves_nothing(small_disk: Path, mon
     with pytest.raises(OSError, match="disk full while writing"), atomic_directory(small_disk / "out") as folder:
         (folder / "large").write_bytes(bytes(2**20))
     assert list(small_disk.iterdir()) == []
+
+
+def test_each_writer_names_what_did_not_fit_on_the_disk(small_disk: Path) -> None:
+    large = torch.randn(2**18)
+    with pytest.raises(OSError, match=r"disk full while writing '.*step\.safetensors' .*nothing is left of it"):
+        Job(small_disk / "job", {}).put("step", {"large": large}, {})
+    with pytest.raises(OSError, match=r"disk full while writing '.*small\.dcz' .*nothing is left of it"):
+        container.save(small_disk / "small.dcz", {"large": large})
+    layer = nn.Linear(512, 512)
+    with pytest.raises(OSError, match=r"disk full while writing '.*state' .*nothing is left of it"):  # by safetensors
+        training.save_state(small_disk / "state", layer, [torch.optim.AdamW(layer.parameters())], step=1)
+    assert [path.name for path in small_disk.rglob("*")] == ["job", "fingerprint.json"]
 
 
 def test_any_other_error_of_the_system_passes_unchanged(tmp_path: Path) -> None:

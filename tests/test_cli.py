@@ -407,7 +407,7 @@ def test_a_second_run_on_the_same_output_is_refused_and_harms_nothing(
         ["quantize", "--output"],
         ["prune", "--output"],
         ["compress"],
-        ["workflow", "quantize", "--max-loss", "5%", "--output"],
+        ["workflow", "quantize", "--max-loss", "5%", "--group-size", 64, "--window", 64, "--steps", 0, "--output"],
     ],
 )
 def test_a_folder_that_cannot_be_written_is_refused_before_any_work(

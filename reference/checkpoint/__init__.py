@@ -1,6 +1,5 @@
 """Write compressed models that other tools load, and read them back strictly."""
 
-import errno
 import json
 import os
 import warnings
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from reference.checkpoint import awq, compressed_tensors, gptq, served
-from reference.files import atomic_directory
+from reference.files import atomic_directory, tell_full
 from reference.layers import Int8Linear, QuantizedLinear
 from reference.models.conv1d import TRANSPOSED, linearize
 from reference.models.families import replace_module
@@ -93,9 +92,8 @@ def save(
     with atomic_directory(directory, needs=sum(tensor.nbytes for tensor in tensors.values())) as folder:
         try:
             save_torch_state_dict(tensors, folder, max_shard_size=shard_bytes, metadata={"format": "pt"})
-        except SafetensorError as error:  # a full disk comes as text
-            if "os error 28" in str(error):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        except SafetensorError as error:
+            tell_full(error, str(directory))
             raise OSError(f"{str(directory)!r} could not be written: {error}") from error
         if getattr(model, "generation_config", None) is not None:
             model.generation_config.save_pretrained(folder)

@@ -29,6 +29,7 @@ import struct
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -38,6 +39,7 @@ from torch import Tensor
 
 from reference.coding import records
 from reference.coding.weight_sharing import CodebookTensor
+from reference.files import tell_full
 
 MAGIC = b"\x89DCZ\r\n\x1a\n"
 VERSION = 1
@@ -144,7 +146,7 @@ def save(
         raise FileNotFoundError(f"there is no folder {str(path.resolve().parent)!r} to write {path.name!r} to")
     table: list[bytes] = []
     names: set[str] = set()
-    with tempfile.TemporaryFile(dir=path.resolve().parent) as bodies:
+    with _naming_full(path), tempfile.TemporaryFile(dir=path.resolve().parent) as bodies:
 
         def add(name: str, kind: int, dtype: torch.dtype, shape: tuple[int, ...], body: bytes) -> None:
             encoded = name.encode()
@@ -185,6 +187,15 @@ def save(
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+@contextmanager
+def _naming_full(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        tell_full(error, str(path))
+        raise
 
 
 def entries(path: str | os.PathLike) -> list[Entry]:
