@@ -117,6 +117,20 @@ def test_split_sums_are_the_product_and_the_same_in_every_run(generator, monkeyp
         assert torch.equal(y, again), kernel
 
 
+def test_splits_that_do_not_divide_the_blocks_touch_nothing_outside(generator, assert_inside, monkeypatch) -> None:
+    """Three blocks for two programs, and sums that end within a block of those that are added up."""
+    made = []
+    empty = torch.empty
+    monkeypatch.setattr(w4a16.torch, "empty", lambda *a, **k: made.append(empty(*a, **k)) or made[-1])
+    codes = torch.randint(0, 16, (19, 96), generator=generator)
+    packed, scale = pack(codes, 4), torch.rand((19, 3), generator=generator) + 0.01
+    x = torch.randn((3, 96), generator=generator)
+    y = w4a16.w4a16(x, packed, scale, group_size=32, plan=w4a16.Tile(16, 32, 32, 4, 2, splits=2))
+    expected = x.double() @ ((codes - 8).double() * scale.double().repeat_interleave(32, 1)).T
+    assert (y.double() - expected).norm() <= 4e-6 * expected.norm()
+    assert_inside(x, packed, scale, *made)
+
+
 def test_a_sparse_row_of_blocks_is_not_split_by_the_columns_that_it_lacks(generator) -> None:
     dense = torch.zeros((64, 4096), dtype=torch.bfloat16)
     dense[:, :64] = torch.randn((64, 64), generator=generator)

@@ -178,6 +178,20 @@ def test_nothing_outside_the_tensors_is_touched(rows, dtype, assert_inside, gene
     assert_inside(x, packed, scale, zero_point, y)
 
 
+@pytest.mark.parametrize(("outputs", "blocks"), [(32, 3), (19, 4)], ids=["columns", "outputs"])
+def test_a_rest_on_one_side_alone_is_masked_too(outputs, blocks, assert_inside, generator) -> None:
+    """Two blocks a turn: three leave a rest of the columns, 19 outputs one of the tiles."""
+    columns = blocks * module.BLOCK
+    codes = torch.randint(0, 16, (outputs, columns), generator=generator)
+    packed, scale = pack(codes, 4), torch.rand((outputs, blocks), generator=generator).bfloat16() + 0.01
+    x = torch.randn((3, columns), generator=generator).bfloat16()
+    plan = module.Few(rows=8, outputs=16, blocks=2, warps=4, stages=2)
+    y = w4a16(x, packed, scale, group_size=module.BLOCK, plan=plan)
+    expected = x.double() @ ((codes - 8).double() * scale.double().repeat_interleave(module.BLOCK, 1)).T
+    assert (y.double() - expected).norm() <= (2**-8 + 4e-6) * expected.norm()
+    assert_inside(x, packed, scale, y)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("columns", "group_size"), [(8 * 37, 8 * 37), (192, 96)])
 def test_unpacking_touches_nothing_outside_and_rounds_once(columns, group_size, dtype, assert_inside, generator):
