@@ -102,7 +102,8 @@ def agreement(folders: dict[str, Path], answers: dict[str, dict], windows: torch
         theirs = torch.tensor(answer["logprobs"], dtype=torch.float64)
         ours = scored(folders[name], torch.float32, windows)
         rounded = scored(folders[name], torch.bfloat16, windows)
-        rows[name] = row | answer["product"] | {
+        rows[name] = row | {
+            "multiplies": answer["multiplies"],
             "loss": -theirs.mean().item(), "ours": -ours.mean().item(),
             "difference": rms(theirs - ours), "ours, rounded": rms(rounded - ours),
         }  # fmt: skip
@@ -140,7 +141,7 @@ def main() -> None:
                     seconds.setdefault(name, {}).setdefault(batch, []).extend(repeat["processor"] for repeat in took)
     recording.write(
         RESULT,
-        what="What vLLM, on a CPU, says to the folders that the command line writes: the classes that hold and multiply a weight, loss in "
+        what="What vLLM, on a CPU, says to the folders that the command line writes: the class that multiplies by a weight, loss in "
         f"nats a token on {WINDOWS} windows of {WINDOW} tokens beside ours, or why it refuses; and processor seconds of a wide "
         f"model of random weights for prompts of {PROMPT} and answers of {ANSWER} tokens, by the number of prompts answered together",
         values={

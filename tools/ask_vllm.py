@@ -27,13 +27,13 @@ os.environ.update(
 )
 
 
-def product(model: Any) -> dict:
-    """Which classes of vLLM hold and multiply the last weight of the model's first block."""
+def product(model: Any) -> str:
+    """Which class of vLLM multiplies by the last weight of the model's first block: a kernel, or what holds it."""
     layer = [module for name, module in model.named_modules() if ".0." in name and hasattr(module, "quant_method")][-1]
     scheme = getattr(layer, "scheme", None)
     holder = scheme or layer.quant_method
     kernel = getattr(holder, "kernel", None) or getattr(layer.quant_method, "kernel", None)
-    return {"scheme": type(holder).__name__, "kernel": type(kernel).__name__ if kernel else None}
+    return type(kernel or holder).__name__
 
 
 def scored(engine: Any, windows: list[list[int]]) -> list[list[float]]:
@@ -76,7 +76,7 @@ def look(folder: str, request: dict) -> dict:
         disable_log_stats=True,
         seed=0,
     )
-    found = {"product": engine.apply_model(product)[0], "logprobs": scored(engine, request["tokens"])}
+    found = {"multiplies": engine.apply_model(product)[0], "logprobs": scored(engine, request["tokens"])}
     found["batches"] = {
         str(batch): timed(engine, batch, request["prompt"], request["answer"], request["repeats"])
         for batch in request["batches"]

@@ -133,7 +133,7 @@ def test_a_damaged_folder_would_be_noticed(folders, answers, tokens):
 @pytest.mark.parametrize("name", EACH)
 def test_vllm_multiplies_packed_weights(name, answers):
     wanted = "CPUInt8ScaledMMLinearKernel" if name == "integers" else "CPUWNA16LinearKernel"
-    assert answers[name]["product"]["kernel"] == wanted
+    assert answers[name]["multiplies"] == wanted
 
 
 @pytest.mark.parametrize("name", REFUSED)
