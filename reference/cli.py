@@ -85,7 +85,7 @@ def quantize(
     bits: Annotated[
         int,
         typer.Option(
-            help="Bits per weight, 2 to 8. vLLM runs 4 on every device, 8 on GPUs, others with its Humming kernels only."
+            help="Bits per weight, 2 to 8. vLLM runs 4 on GPUs and CPUs with AVX-512, 8 on GPUs, others on NVIDIA's."
         ),
     ] = 4,
     group_size: Annotated[

@@ -9,7 +9,6 @@ is the measure. Times are of a wide model of random weights, as in `studies/serv
 """
 
 import argparse
-import itertools
 import json
 import os
 import subprocess
@@ -29,8 +28,8 @@ RESULT = ROOT / "book/data/vllm.json"
 ASK = ROOT / "tools/ask_vllm.py"
 PYTHON = ROOT / ".venv-vllm/bin/python"
 WINDOW, WINDOWS = 256, 16
-#: Prompts answered together, tokens of a prompt and of its answer, repeats in a process, processes.
-BATCHES, PROMPT, ANSWER, REPEATS, ROUNDS = (1, 4, 16, 64), 16, 16, 3, 3
+#: Prompts answered together, tokens of a prompt and of its answer, repeats.
+BATCHES, PROMPT, ANSWER, REPEATS = (1, 4, 16, 64), 16, 16, 11
 #: A processor with matrix instructions (AMX) multiplies 4-bit weights by inputs of 8 bits, unless vLLM is told not to.
 SIXTEEN = {"VLLM_CPU_INT4_W4A8": "0"}
 GPTQ = ("--method", "gptq", "--format", "gptq", "--group-size", "64")
@@ -69,7 +68,7 @@ def written(work: Path, name: str) -> Path:
 def ask(work: Path, folders: dict[str, Path], environment: dict[str, str] = SIXTEEN, **request) -> tuple[str, dict]:
     """What vLLM's process answers about the folders: its version, and name → answer."""
     question, answer = work / "request.json", work / "answer.json"
-    request = {"dtype": "bfloat16", "length": 512, "tokens": [], "batches": []} | request
+    request = {"dtype": "bfloat16", "length": 512} | request
     question.write_text(json.dumps({"folders": {name: str(path) for name, path in folders.items()}} | request))
     command = [PYTHON, ASK, question, answer]
     subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment)  # type: ignore[arg-type]
@@ -128,17 +127,11 @@ def main() -> None:
         _, answers = ask(work, few, {}, tokens=windows.tolist())
         eight = {f"{name}, as vLLM chooses": row for name, row in agreement(few, answers, windows).items()}
         wide = {name: serving.export(work, name) for name in serving.GRIDS}
-        # 4-bit weights twice: with inputs of 16 bits, and as vLLM chooses on this processor.
-        asked = [
-            ({name: wide[name] for name in ("float", "W4A16", "W8A8")}, SIXTEEN),
-            ({"as vLLM chooses": wide["W4A16"]}, {}),
-        ]
-        seconds: dict[str, dict[str, list[float]]] = {}
-        for _, (few, environment) in itertools.product(range(ROUNDS), asked):
-            _, timed = ask(work, few, environment, batches=BATCHES, prompt=PROMPT, answer=ANSWER, repeats=REPEATS)
-            for name, answer in timed.items():
-                for batch, took in answer["batches"].items():
-                    seconds.setdefault(name, {}).setdefault(batch, []).extend(repeat["processor"] for repeat in took)
+        # 4-bit weights twice: with inputs of 16 bits, and as vLLM chooses on this processor. All in one process, in turn.
+        served = {name: wide[name] for name in ("float", "W8A8", "W4A16")} | {"as vLLM chooses": wide["W4A16"]}
+        settings = {"W4A16": SIXTEEN, "as vLLM chooses": {"VLLM_CPU_INT4_W4A8": "1"}}
+        work_done = {"batches": BATCHES, "prompt": PROMPT, "answer": ANSWER, "repeats": REPEATS, "settings": settings}
+        _, seconds = ask(work, served, {}, **work_done)
     recording.write(
         RESULT,
         what="What vLLM, on a CPU, says to the folders that the command line writes: the class that multiplies by a weight, loss in "

@@ -69,7 +69,9 @@ DRAWN = {
     "production": lambda: production.served(
         ("files", "memory", "time"), dict.fromkeys(("W4A16, as loaded", "W4A16, packed", "W8A8, packed"), UP)
     ),
-    "together": lambda: production.together(STEPS, dict.fromkeys(("W4A16", "W4A8 (the W4A16 folder)", "W8A8"), UP)),
+    "together": lambda: production.together(
+        STEPS, dict.fromkeys(("W4A16", "W4A8 (the W4A16 folder)", "W8A8"), [UP] * 3)
+    ),
     "predicted": lambda: trade_offs.predicted(
         STEPS, {d: dict.fromkeys(("W8A8", "W4A16", "W4A8"), UP) for d in ("one device", "another")}
     )[0],

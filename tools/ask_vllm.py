@@ -3,9 +3,10 @@
     .venv-vllm/bin/python tools/ask_vllm.py REQUEST.json ANSWER.json
 
 Runs in the environment that ``make vllm`` makes (vLLM cannot share the book's: it holds other versions of its libraries), and
-imports nothing of the book. The request is an object: ``folders`` (name → path), ``dtype``, ``tokens`` (windows of ids to score,
-or []), and ``batches`` (numbers of prompts to answer together, or []) with ``prompt``, ``answer`` and ``repeats``. The answer, too:
-name → what :func:`look` returns, or ``{"error": …}`` with the last line of what vLLM raised.
+imports nothing of the book. The request is an object: ``folders`` (name → path), ``dtype``, ``length``, and either ``tokens``
+(windows of ids to score) or ``batches`` (numbers of prompts to answer together) with ``prompt``, ``answer``, ``repeats`` and
+``settings`` (name → variables of the environment). The answer, name → what multiplies and the log-probabilities, or ``error``
+with the last line of what vLLM raised; or name → batch → seconds.
 """
 
 import gc
@@ -48,25 +49,28 @@ def scored(engine: Any, windows: list[list[int]]) -> list[list[float]]:
     ]
 
 
-def timed(engine: Any, batch: int, prompt: int, answer: int, repeats: int) -> list[dict]:
-    """Seconds, on the clock and of the processor, in which ``batch`` prompts are answered together, for each repeat."""
+def timed(engines: dict[str, Any], batch: int, prompt: int, answer: int, repeats: int) -> dict[str, list[float]]:
+    """Processor seconds in which each engine answers ``batch`` prompts together, the engines in turn in each repeat."""
     from vllm import SamplingParams
 
     prompts = [{"prompt_token_ids": [5 + (7 * i + j) % 4000 for j in range(prompt)]} for i in range(batch)]
     settings = SamplingParams(temperature=0, max_tokens=answer, ignore_eos=True)
-    took = []
+    took: dict[str, list[float]] = {name: [] for name in engines}
     for _ in range(repeats):
-        clock, processor = time.perf_counter(), time.process_time()
-        engine.generate(prompts, settings, use_tqdm=False)
-        took.append({"seconds": time.perf_counter() - clock, "processor": time.process_time() - processor})
+        for name, engine in engines.items():
+            begin = time.process_time()
+            engine.generate(prompts, settings, use_tqdm=False)
+            took[name].append(time.process_time() - begin)
     return took
 
 
-def look(folder: str, request: dict) -> dict:
-    """All that the request asks of one folder."""
-    from vllm import LLM
+def start(folder: str, request: dict, settings: dict[str, str]) -> Any:
+    """A model of the folder, loaded under these settings of the environment."""
+    from vllm import LLM, envs
 
-    engine = LLM(
+    os.environ.update(settings)
+    envs.disable_envs_cache()  # else the first engine's settings are everybody's
+    return LLM(
         model=folder,
         dtype=request["dtype"],
         max_model_len=request["length"],
@@ -76,12 +80,6 @@ def look(folder: str, request: dict) -> dict:
         disable_log_stats=True,
         seed=0,
     )
-    found = {"multiplies": engine.apply_model(product)[0], "logprobs": scored(engine, request["tokens"])}
-    found["batches"] = {
-        str(batch): timed(engine, batch, request["prompt"], request["answer"], request["repeats"])
-        for batch in request["batches"]
-    }
-    return found
 
 
 def main(request_file: str, answer_file: str) -> None:
@@ -90,14 +88,29 @@ def main(request_file: str, answer_file: str) -> None:
 
     request = json.loads(Path(request_file).read_text())
     answers: dict[str, Any] = {}
-    for name, folder in request["folders"].items():
-        try:
-            answers[name] = look(folder, request)
-        except Exception as error:  # whatever it raises is the answer: a folder that it cannot serve
-            lines = [line.strip() for line in str(error).splitlines() if "errors.pydantic.dev" not in line]
-            answers[name] = {"error": f"{type(error).__name__}: {lines[-1] if lines else ''}"}
-        gc.collect()
-        cleanup_dist_env_and_memory()
+    if request.get("batches"):
+        engines = {
+            name: start(folder, request, request["settings"].get(name, {}))
+            for name, folder in request["folders"].items()
+        }
+        for batch in request["batches"]:
+            took = timed(engines, batch, request["prompt"], request["answer"], request["repeats"])
+            for name, seconds in took.items():
+                answers.setdefault(name, {})[str(batch)] = seconds
+    else:
+        for name, folder in request["folders"].items():
+            try:
+                engine = start(folder, request, {})
+                answers[name] = {
+                    "multiplies": engine.apply_model(product)[0],
+                    "logprobs": scored(engine, request["tokens"]),
+                }
+            except Exception as error:  # whatever it raises is the answer: a folder that it cannot serve
+                lines = [line.strip() for line in str(error).splitlines() if "errors.pydantic.dev" not in line]
+                answers[name] = {"error": f"{type(error).__name__}: {lines[-1] if lines else ''}"}
+            engine = None
+            gc.collect()
+            cleanup_dist_env_and_memory()
     Path(answer_file).write_text(json.dumps({"version": vllm.__version__, "folders": answers}))
 
 

@@ -1,8 +1,8 @@
-"""What vLLM refuses of the folders that transformers loads, on every device.
+"""What vLLM refuses, on every device, of the folders that we write.
 
 Read in the source of vLLM 0.32.0, and executed with its build for CPUs. Not told here: what some of its devices have no
-kernel for. Weights of 4 bits run everywhere (x86: with AVX-512), of 8 on GPUs, of 2, 3, 5, 6 and 7 with its Humming kernels
-only (NVIDIA).
+kernel for. Weights of 4 bits run on GPUs and on x86 CPUs with AVX-512, of 8 on GPUs, of 2, 3, 5, 6
+and 7 with its Humming kernels only (NVIDIA).
 """
 
 from collections.abc import Mapping

@@ -36,21 +36,22 @@ def served(quantities: Sequence[str], ratios: Mapping[str, Sequence[float]]) -> 
     return axes
 
 
-def together(batches: Sequence[int], ratios: Mapping[str, Sequence[float]]) -> Axes:
-    """Work for a token over the float model's, against the requests that are answered together.
+def together(batches: Sequence[int], ratios: Mapping[str, np.ndarray]) -> Axes:
+    """Work over the float model's, against the requests that are answered together.
 
-    ``plotted`` finds the ratios of a format under its name, in the order of the numbers of requests.
+    ``plotted`` finds the middle ratios of a format under its name, in the order of the numbers of requests.
 
     Args:
         batches: numbers of requests.
-        ratios: format → one ratio a number of requests.
+        ratios: format → low, middle and high ratio ``[3, batches]``.
     """
     _, axes = plt.subplots(figsize=(4.8, 3.4))
     axes.axhline(1, color="0.5", linewidth=1, label="_")
-    for (name, values), look in zip(ratios.items(), looks(ratios), strict=True):
-        axes.plot(batches, values, label=name, **look)
-    axes.set(xscale="log", ylim=(0, None))
-    axes.set(xlabel="requests answered together", ylabel="work for a token,\ntimes the float model's")
+    for place, ((name, (low, middle, high)), look) in enumerate(zip(ratios.items(), looks(ratios), strict=True)):
+        at = np.asarray(batches) * 1.06 ** (place - (len(ratios) - 1) / 2)  # bars must not hide each other
+        axes.plot(at, middle, label=name, **look)
+        axes.vlines(at, low, high, color=look["color"], linewidth=2, label="_")
+    axes.set(xscale="log", ylim=(0, None), xlabel="requests answered together", ylabel="work, times the float model's")
     axes.set_xticks(batches, [f"{batch:g}" for batch in batches])
     axes.minorticks_off()
     axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=1, fontsize=9.5)

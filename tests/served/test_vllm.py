@@ -37,8 +37,9 @@ LOADED: dict[str, list[str]] = {
     "gptq": ["--bits", "4", "--group-size", "64", "--format", "gptq", "--method", "gptq", "--act-order"],
     "awq": ["--bits", "4", "--group-size", "64", "--format", "awq", "--method", "awq", "--affine"],
 }
-#: Folder → options, and what vLLM says on any device.
+#: Folder → options, and what vLLM says on any device; "split" leaves a layer in float that it joins to two others.
 REFUSED = {
+    "split": (["--bits", "4", "--group-size", "128", "--skip", "*.q_proj"], "different quantization schemes for the shards"),
     "per_tensor": (["--bits", "8", "--group-size", "-1", "--activations", "per_tensor"], "No compressed-tensors compatible scheme"),
     "gptq_affine": (["--bits", "4", "--format", "gptq", "--affine"], "sym=False"),
     "moving": (
@@ -91,7 +92,7 @@ def answers(
     }
     answers = {}
     for dtype, some in asked.items():
-        request = {"folders": some, "dtype": dtype, "length": 2 * WINDOW, "tokens": tokens.tolist(), "batches": []}
+        request = {"folders": some, "dtype": dtype, "length": 2 * WINDOW, "tokens": tokens.tolist()}
         (work / "request.json").write_text(json.dumps(request))
         command = [PYTHON, ROOT / "tools/ask_vllm.py", work / "request.json", work / "answer.json"]
         sixteen = os.environ | {"VLLM_CPU_INT4_W4A8": "0"}  # else AMX multiplies 4-bit weights by inputs of 8 bits
