@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import Result, goes_on_after_sigkill
+from command_line import goes_on_after_sigkill, refused
 from safetensors.torch import save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -108,13 +108,6 @@ def test_skipped_layers_stay(run: Callable, model: Path, tmp_path: Path) -> None
     loaded = loading.load_float(tmp_path / "out")
     zeros = {name: bool((linear.weight == 0).any()) for name, linear in block_linears(loaded)}
     assert {name for name, any_zero in zeros.items() if any_zero} == set(report["errors"])
-
-
-def refused(result: Result, message: str) -> None:
-    assert (result.code, result.out) == (2, "")
-    assert result.err.startswith("error: ")
-    assert result.err.count("\n") == 1, result.err
-    assert message in result.err
 
 
 @pytest.mark.parametrize(

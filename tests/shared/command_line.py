@@ -55,3 +55,20 @@ def goes_on_after_sigkill(tmp_path: Path, arguments: list[str], finished: str) -
     assert files == sorted(path.name for path in (tmp_path / "cut").iterdir())
     for name in files:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes(), name
+
+
+def quantize_options(text: Path, output: Path) -> list[object]:
+    return ["--output", output, "--group-size", 64, "--text", text, "--window", 64]
+
+
+def calibrated(text: Path, output: Path) -> list[object]:
+    return ["--calibration", text, "--sequences", 4, "--output", output]
+
+
+def refused(result: Result, message: str) -> None:
+    """Wrong input ends with one line, exit code 2 and nothing on the output."""
+    assert result.code == 2
+    assert result.out == ""
+    assert result.err.startswith("error: ")
+    assert result.err.count("\n") == 1, result.err
+    assert message in result.err
