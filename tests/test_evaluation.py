@@ -148,6 +148,8 @@ def test_progress_sees_every_batch(model: nn.Module) -> None:
     seen = []
     token_losses(model, text_of(64), window=16, stride=16, batch=2, progress=lambda items: seen.extend(items) or items)
     assert [len(batch) for batch in seen] == [2, 2]
+    perplexity(model, text_of(64), window=16, stride=16, batch=3, progress=lambda items: seen.extend(items) or items)
+    assert [len(batch) for batch in seen[2:]] == [3, 1]
 
 
 class Dropping(nn.Module):

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 from pathlib import Path
 
 import pytest
@@ -247,6 +248,20 @@ def test_an_unknown_architecture_is_refused_with_the_known_ones() -> None:
         family_of(nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"LlamaModel has no blocks at 'model\.layers'"):
         blocks(transformers.LlamaModel(transformers.LlamaConfig(**DECODER)))
+
+
+def test_a_config_that_names_no_class_is_read_as_a_causal_language_models(tmp_path: Path) -> None:
+    model = tiny("llama")
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for names in ([], None, ["NoSuchClass"]):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": names}))
+        assert loading.model_class(tmp_path) is transformers.AutoModelForCausalLM
+    assert torch.equal(output(loading.load_float(tmp_path)), output(model))
+    streamed = StreamedModel(tmp_path)
+    for index in range(2):
+        streamed.enter(f"{family_of(model).blocks}.{index}")
+    assert torch.equal(output(streamed.complete()), output(model))
 
 
 def test_replace_module_puts_it_there_and_only_there() -> None:
