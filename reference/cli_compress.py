@@ -110,7 +110,10 @@ def compress(
                 read = container.read(output)
                 found = ((entry.name, value) for entry, _, value in read if not isinstance(value, bytes))
                 same = all(
-                    first is not None and second is not None and first[0] == second[0] and _identical(first[1], second[1])
+                    first is not None
+                    and second is not None
+                    and first[0] == second[0]
+                    and _identical(first[1], second[1])
                     for first, second in zip_longest(_tensors(shards, track), found)
                 )
             if not same:
