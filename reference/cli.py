@@ -361,8 +361,11 @@ def _report(folder: Path) -> dict[str, dict]:
     from reference.checkpoint import REPORT
 
     try:
-        return json.loads((folder / REPORT).read_text())["layers"]
-    except (OSError, ValueError, KeyError, TypeError):
+        found = json.loads((folder / REPORT).read_text())["layers"].items()
+        return {
+            name: made for name, made in found if isinstance(made["error"], float) and isinstance(made["error_of"], str)
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or not ours
         return {}
 
 

@@ -11,7 +11,7 @@ import tiny_models
 from command_line import calibrated, quantize_options, refused
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from reference import cli, workflow
+from reference import checkpoint, cli, workflow
 from reference.models import loading
 
 
@@ -88,6 +88,9 @@ def test_wrong_options_end_with_one_line_and_leave_nothing(
     [
         (edit(model_type="mamba"), "architecture 'mamba' is not known here; supported are bert, gemma,"),
         (edit(architectures=["LlamaModel"]), "LlamaModel has no blocks at 'model.layers'"),
+        (edit(architectures=["BertModel"]), "could not be loaded as BertModel: "),
+        (edit(architectures=["AutoTokenizer"]), "could not be loaded as AutoTokenizer: "),
+        (edit(quantization_config=5), "is damaged: its quantization_config is no JSON object"),
         (edit(hidden_size="wide"), "damaged"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": '), "config.json' is not JSON"),
         (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe{}"), "config.json' is not JSON"),
@@ -179,6 +182,18 @@ def test_a_damaged_quantised_model_is_refused_by_name(run: Callable, model: Path
     edit(quantization_config={"quant_method": "compressed-tensors"})(tmp_path / "out")
     refused(run("evaluate", tmp_path / "out", "--text", text), "quantised with 'compressed-tensors', format None")
     refused(run("inspect", tmp_path / "out"), "quantised with 'compressed-tensors', format None")
+
+
+@pytest.mark.parametrize(
+    "report", ["[]", '{"layers": []}', '{"layers": {"lm_head": 5}}', '{"layers": {"lm_head": {"error": 0.5}}}',
+               '{"layers": {"lm_head": {"error": null, "error_of": "weight"}}}', '{"layers": {"lm_head":'],
+)  # fmt: skip
+def test_a_report_that_is_not_ours_is_not_shown(run: Callable, model: Path, tmp_path: Path, report: str) -> None:
+    shutil.copytree(model, tmp_path / "model")
+    plain = run("inspect", tmp_path / "model")
+    (tmp_path / "model" / checkpoint.REPORT).write_text(report)
+    assert run("inspect", tmp_path / "model") == plain
+    assert (plain.code, plain.err) == (0, "")
 
 
 def test_an_output_that_is_taken_is_refused_before_any_work(
