@@ -115,7 +115,8 @@ def losses(model: "PreTrainedModel", texts: dict, window: int, stride: int | Non
         rows[name] = {
             "perplexity": math.exp(mean) if mean < 700 else math.inf,
             "nats_per_token": mean,
-            "bits_per_byte": evaluation.bits_per_byte(losses, size),
+            # Where windows do not overlap, the first token of each is not scored: it counts as the mean of the others.
+            "bits_per_byte": evaluation.bits_per_byte(losses, size) * (len(ids) - 1) / len(losses),
             "tokens": len(losses),
             "window": window,
             "stride": stride,

@@ -88,6 +88,8 @@ def test_tokens_limits_the_text_and_stride_can_equal_the_window(run: Callable, m
     options = ["--tokens", 130, "--window", 64, "--stride", 64, "--json"]
     quality = run("evaluate", model, "--text", text, *options).json["quality"][str(text)]
     assert quality["tokens"] == 130 - 3  # three windows, each without its first token
+    # A token is a byte here. The bytes that are not scored are not free: these bits are compared with those of xz.
+    assert quality["bits_per_byte"] == pytest.approx(quality["nats_per_token"] / math.log(2), rel=1e-6)
 
 
 def test_inspect_names_the_grid_of_every_layer(run: Callable, model: Path, text: Path, tmp_path: Path) -> None:
