@@ -103,17 +103,24 @@ def compress(
     }  # fmt: skip
     if lossless:
         started = time.perf_counter()
-        with ProgressBar("comparing") as track:
-            found = ((entry.name, value) for entry, _, value in container.read(output) if not isinstance(value, bytes))
-            same = all(
-                first is not None and second is not None and first[0] == second[0] and _identical(first[1], second[1])
-                for first, second in zip_longest(_tensors(shards, track), found)
-            )
-        if not same:
+        try:
+            with ProgressBar("comparing") as track:
+                read = container.read(output)
+                found = ((entry.name, value) for entry, _, value in read if not isinstance(value, bytes))
+                same = all(
+                    first is not None
+                    and second is not None
+                    and first[0] == second[0]
+                    and _identical(first[1], second[1])
+                    for first, second in zip_longest(_tensors(shards, track), found)
+                )
+            if not same:
+                raise ValueError(
+                    f"what was written does not decode to {model!r}; {str(output)!r} was removed. Please report it"
+                )
+        except BaseException:  # an interrupt too: what was not compared is not kept
             output.unlink()
-            raise ValueError(
-                f"what was written does not decode to {model!r}; {str(output)!r} was removed. Please report it"
-            )
+            raise
         report |= {"identical": True, "decode_seconds": time.perf_counter() - started}
     parts = container.describe(output)
     size = output.stat().st_size

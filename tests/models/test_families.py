@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 from pathlib import Path
 
 import pytest
@@ -223,6 +224,20 @@ def test_opt_whose_norms_have_no_weights_is_not_smoothed_but_awq_finds_other_pla
     assert 0 < (output(model) - expected).norm() < 0.1 * expected.norm()
 
 
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore::reference.quantization.CalibrationWarning")
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_a_scale_goes_through_the_activation_of_opt_only_if_that_is_a_relu(activation: str) -> None:
+    """Galactica's is a GELU: relu(x / s) is relu(x) / s, gelu(x / s) is not."""
+    model = tiny("opt", activation_function=activation)
+    places = [scaling.previous for scaling in family_of(model).scalings]
+    assert ("fc1" in places) == (activation == "relu")
+    assert len(places) == 3 + (activation == "relu")
+    expected = output(model)
+    workflow.quantize(model, QuantizationSpec(8, group_size=16), method="awq", calibration=[IDS])
+    assert (output(model) - expected).norm() < 0.1 * expected.norm()
+
+
 @pytest.mark.parametrize(("kind", "here", "there"), [("gpt2", "transformer.", ""), ("bert", "", "bert.")])
 def test_files_of_a_base_model_and_of_a_tasks_model_are_streamed_too(
     kind: str, here: str, there: str, tmp_path: Path
@@ -283,6 +298,20 @@ def test_an_unknown_architecture_is_refused_with_the_known_ones() -> None:
         family_of(nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"LlamaModel has no blocks at 'model\.layers'"):
         blocks(transformers.LlamaModel(transformers.LlamaConfig(**DECODER)))
+
+
+def test_a_config_that_names_no_class_is_read_as_a_causal_language_models(tmp_path: Path) -> None:
+    model = tiny("llama")
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for names in ([], None, ["NoSuchClass"]):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": names}))
+        assert loading.model_class(tmp_path) is transformers.AutoModelForCausalLM
+    assert torch.equal(output(loading.load_float(tmp_path)), output(model))
+    streamed = StreamedModel(tmp_path)
+    for index in range(2):
+        streamed.enter(f"{family_of(model).blocks}.{index}")
+    assert torch.equal(output(streamed.complete()), output(model))
 
 
 def test_replace_module_puts_it_there_and_only_there() -> None:
