@@ -164,6 +164,32 @@ def test_calibration_runs_in_evaluation_mode_and_leaves_the_mode_alone() -> None
     assert all(torch.equal(ours, other) for ours, other in zip(*seen.values(), strict=True))
 
 
+def test_no_graph_is_kept_and_a_block_keeps_a_forward_of_its_own() -> None:
+    """A graph would hold every activation of the walk; a forward of its own is what accelerate's hooks put on a module."""
+    model, called, found = llama(), [], []
+    block = blocks(model)[1]
+    before = block.forward
+
+    def own(*args: object, **kwargs: object) -> torch.Tensor:
+        called.append(torch.is_grad_enabled())
+        return before(*args, **kwargs)
+
+    block.forward = own
+
+    def visit(_: str, block: torch.nn.Module, calls: list) -> list[torch.Tensor]:
+        found.append(block(*calls[0][0], **calls[0][1]))
+        return found[-1:]
+
+    inputs = [torch.zeros(1, 4, dtype=torch.int64)]
+    walk_blocks(model, inputs, visit)
+    outputs, given = capture(
+        block, [((found[0],), {"position_embeddings": model.model.rotary_emb(found[0], inputs[0])})], ["mlp"]
+    )
+    assert called == [False, False]
+    assert not any(x.requires_grad for x in (*found, *outputs, given["mlp"][0][0][0]))
+    assert block.forward is own
+
+
 def test_hooks_are_gone_and_weights_untouched_after_an_error() -> None:
     model = llama()
     before = copy.deepcopy(model.state_dict())

@@ -308,7 +308,8 @@ def test_files_follow_the_umask_and_say_that_they_are_from_torch(tmp_path: Path)
     try:
         checkpoint.save(tiny_llama(), tmp_path / "out")
     finally:
-        os.umask(old)
+        left = os.umask(old)
+    assert left == 0o027  # reading the umask means setting it: it is put back
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out").iterdir()}
     assert set(modes.values()) == {0o640}, modes
     assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o750
