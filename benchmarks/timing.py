@@ -11,49 +11,15 @@ import torch
 from cases import Built, Call, Case
 from torch import Tensor
 
+from reference.hardware import latency
+
 Emit = Callable[[dict], None]
 
 
-def captured(call: Callable[[int], Tensor], copies: int) -> Callable[[], float]:
-    """Capture ``call(0) … call(copies - 1)`` once; the result replays them and returns microseconds per call."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for i in range(min(2, copies)):
-            call(i)
-    torch.cuda.current_stream().wait_stream(stream)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for i in range(copies):
-            call(i)
-
-    def once() -> float:
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) * 1000 / copies
-
-    return once
-
-
-def launched(call: Callable[[int], Tensor], copies: int) -> Callable[[], float]:
-    """The same without a graph, for calls that wait for the device."""
-    call(0)
-    torch.cuda.synchronize()
-
-    def once() -> float:
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        for i in range(copies):
-            call(i)
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) * 1000 / copies
-
-    return once
+def timer(call: Callable[[int], Tensor], copies: int, *, capture: bool = True) -> Callable[[], float]:
+    """Microseconds per call of ``call(0) … call(copies - 1)``, by replaying a graph of them or, without one, by launching each."""
+    seconds = (latency.captured if capture else latency.launched)(call, copies)
+    return lambda: 1e6 * seconds()
 
 
 def spread(times: list[float]) -> dict[str, float]:
@@ -81,10 +47,10 @@ def ceilings() -> dict[str, float]:
     words, to = source.view(torch.int64), target.view(torch.int64)
     a, b = (torch.randn((8192, 8192), device="cuda", dtype=torch.bfloat16) for _ in range(2))
     runs = {
-        "copy": captured(lambda i: target.copy_(source), 2),
-        "not": captured(lambda i: torch.bitwise_not(words, out=to), 2),
-        "read": captured(lambda i: words.sum(), 2),
-        "product": captured(lambda i: a @ b, 2),
+        "copy": timer(lambda i: target.copy_(source), 2),
+        "not": timer(lambda i: torch.bitwise_not(words, out=to), 2),
+        "read": timer(lambda i: words.sum(), 2),
+        "product": timer(lambda i: a @ b, 2),
     }
     warm_up()
     took = {name: min(run() for _ in range(20)) for name, run in runs.items()}
@@ -125,13 +91,12 @@ def timers_of(
     built: Built, calls: dict[str, Call], copies: int, refused: dict[str, str], *, capture: bool = True
 ) -> dict[str, Callable[[], float]]:
     """A timer for each call whose result on copy 0 is within its bound; the others are refused, with the reason."""
-    timer = captured if capture else launched
     timers = {}
     for name, call in calls.items():
         try:
             found, bound = error(built.compared(call(0)), built.expected), built.bounds.get(name, built.bound)
             if found <= bound:
-                timers[name] = timer(call, copies)
+                timers[name] = timer(call, copies, capture=capture)
             else:
                 refused[name] = f"failed the check: error {found:.2e}, bound {bound:.2e}"
         except Exception as problem:  # one that cannot run must not end the others

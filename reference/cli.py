@@ -279,7 +279,8 @@ def evaluate(
             raise ValueError(f"{name!r} does not predict tokens (an encoder?), so it has no perplexity")
     network, tokenizer = _load_any(folder, place), loading.load_tokenizer(folder)
     texts = read_texts(text, tokenizer, tokens)
-    check_tokens(folder, window, (ids for ids, _ in texts.values()))
+    for one in (folder, *([] if other is None else [other])):
+        check_tokens(one, window, (ids for ids, _ in texts.values()))
     quality = losses(network, texts, window, stride, "evaluating")
     report: dict[str, Any] = {"model": model, "quality": quality, "bytes": sizes(folder)}
     if other is not None:
@@ -360,8 +361,11 @@ def _report(folder: Path) -> dict[str, dict]:
     from reference.checkpoint import REPORT
 
     try:
-        return json.loads((folder / REPORT).read_text())["layers"]
-    except (OSError, ValueError, KeyError, TypeError):
+        found = json.loads((folder / REPORT).read_text())["layers"].items()
+        return {
+            name: made for name, made in found if isinstance(made["error"], float) and isinstance(made["error_of"], str)
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or not ours
         return {}
 
 

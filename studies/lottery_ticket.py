@@ -10,7 +10,6 @@ Writes ``book/data/lottery_ticket.json`` after each job; masks and weights that 
 import argparse
 import os
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -189,22 +188,15 @@ def jobs(images: task.Images, done: dict) -> dict[str, Callable[[], object]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=1000, help="stop after so many")
-    left = parser.parse_args().jobs
+    most = parser.parse_args().jobs
     torch.set_num_threads(1)
     settings = {
         "steps": task.STEPS, "batch": task.BATCH, "rate": task.RATE, "fractions": task.FRACTIONS, "global": GLOBAL,
         "rounds": ROUNDS, "fewer": FEWER, "controls": list(CONTROLS), "rewind": REWIND, "drop": DROP, "every": 25,
     }  # fmt: skip
     values = recording.resumed(RESULT, settings)
-    for name, job in jobs(task.data(), values["results"]).items():
-        if name in values["results"] or left == 0:
-            continue
-        began = time.perf_counter()
-        values["results"][name] = job()
-        values["seconds"][name] = round(time.perf_counter() - began)
-        write(values)
-        left -= 1
-    sys.exit(0 if left else 3)
+    todo = jobs(task.data(), values["results"])
+    sys.exit(0 if recording.finished(values, todo, most, write) else 3)
 
 
 def write(values: dict) -> None:

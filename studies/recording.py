@@ -4,6 +4,8 @@ import datetime
 import importlib.metadata
 import json
 import platform
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +66,20 @@ def resumed(path: Path, settings: dict) -> dict:
         if before["settings"] == settings:
             return before
     return {"settings": settings, "results": {}, "seconds": {}}
+
+
+def finished(values: dict, jobs: dict[str, Callable[[], Any]], most: int, keep: Callable[[dict], None]) -> bool:
+    """Do ``most`` of the jobs that ``values`` has no result of, in their order, and ``keep`` the values after each.
+
+    Returns:
+        Whether a further one could have been done: False where ``most`` was the limit.
+    """
+    for name, job in jobs.items():
+        if name in values["results"] or most == 0:
+            continue
+        began = time.perf_counter()
+        values["results"][name] = job()
+        values["seconds"][name] = round(time.perf_counter() - began)
+        keep(values)
+        most -= 1
+    return most > 0

@@ -13,7 +13,6 @@ import itertools
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -397,7 +396,7 @@ def jobs(images: task.Images) -> dict[str, Callable[[], object]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=1000, help="stop after so many")
-    left = parser.parse_args().jobs
+    most = parser.parse_args().jobs
     torch.set_num_threads(1)
     settings = {
         "steps": task.STEPS, "batch": task.BATCH, "rate": task.RATE, "fractions": task.FRACTIONS,
@@ -405,15 +404,8 @@ def main() -> None:
         "scored": SCORED, "epoch": EPOCH, "draws": list(DRAWS), "resnet": RESNET_EPOCHS,
     }  # fmt: skip
     values = recording.resumed(RESULT, settings)
-    for name, job in jobs(task.data()).items():
-        if name in values["results"] or left == 0:
-            continue
-        began = time.perf_counter()
-        values["results"][name] = job()
-        values["seconds"][name] = round(time.perf_counter() - began)
-        write(values)
-        left -= 1
-    sys.exit(0 if left else 3)
+    todo = jobs(task.data())
+    sys.exit(0 if recording.finished(values, todo, most, write) else 3)
 
 
 def write(values: dict) -> None:

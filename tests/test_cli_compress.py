@@ -1,7 +1,7 @@
 """compress, decompress and inspect as a user calls them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -145,3 +145,28 @@ def test_carried_files_stay_in_their_folder(tmp_path: Path, run: Callable, name:
     assert code == 2
     assert "no plain file name" in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("what", ["interrupted", "damaged", "another tensor", "one too few"])
+def test_what_could_not_be_compared_is_not_kept(
+    tmp_path: Path, run: Callable, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    save_file({"a": torch.ones(20, 30), "b": torch.zeros(9)}, tmp_path / "m.safetensors")
+    read = container.read
+
+    def changed(file: Path) -> Iterator:
+        for entry, contents, value in read(file):
+            if what == "one too few" and entry.name == "b":
+                return
+            yield entry, contents, value + 1 if what == "another tensor" else value
+            if what == "interrupted":
+                raise KeyboardInterrupt
+            if what == "damaged":
+                raise ValueError("'b' is damaged")
+
+    monkeypatch.setattr(container, "read", changed)
+    code, out, err = run("compress", tmp_path / "m.safetensors", tmp_path / "x.dcz", "--lossless")
+    said = {"interrupted": "interrupted; nothing was written", "damaged": "error: 'b' is damaged"}
+    assert (code, out) == (130 if what == "interrupted" else 2, "")
+    assert err.startswith(said.get(what, "error: what was written does not decode to"))
+    assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -236,6 +237,52 @@ def test_alpha_is_searched_once_for_the_model(
         monkeypatch.setattr(workflow, "search_alpha", None)
     with pytest.raises(ValueError, match="alpha is None; a search compares integer blocks"):
         workflow.quantize(loading.load_float(folder), grid, method="smoothquant", alpha=None, calibration=drawn)
+
+
+class Killed(Exception):
+    """Stands in for a kill after the first block."""
+
+
+def killed(blocks: list) -> Iterator:
+    yield blocks[0]
+    raise Killed
+
+
+@pytest.mark.filterwarnings("ignore::reference.quantization.CalibrationWarning")
+@pytest.mark.parametrize("command", ["quantize", "prune"])
+def test_what_is_unfinished_goes_on_with_the_same_model_text_and_options_only(
+    folder: Path, drawn: list, tmp_path: Path, command: str
+) -> None:
+    """Blocks of two runs in one checkpoint would be noticed by nobody."""
+    grid, output = QuantizationSpec(8, symmetric=True), tmp_path / "out"
+    changes: dict[str, object] = {"damping": 0.02, "format": "gptq", "skip": ("*.o_proj",), "calibration": drawn[1:]}
+    if command == "quantize":
+        function, given = pipeline.quantize_folder, {"spec": grid, "method": "gptq", "calibration": drawn}
+        changes |= {
+            "spec": QuantizationSpec(4, symmetric=True), "bits": {"*.o_proj": 4}, "method": "awq+gptq", "act_order": True,
+            "activations": ActivationSpec(), "static_groups": False, "alpha": 0.4,
+        }  # fmt: skip
+    else:
+        function, given = pipeline.prune_folder, {"sparsity": 0.5, "method": "sparsegpt", "calibration": drawn}
+        changes |= {"sparsity": 0.6, "method": "wanda", "spec": grid}
+    with pytest.raises(Killed):
+        function(folder, output, **given, progress=killed)
+    for name, value in changes.items():
+        what = "text" if name == "calibration" else "options"
+        with pytest.raises(ValueError, match=rf"holds an unfinished run that differs in {what} "):
+            function(folder, output, **given | {name: value})
+    if command == "prune":
+        with pytest.raises(ValueError, match="holds an unfinished run that differs in options "):
+            function(folder, output, **given | {"sparsity": None, "pattern": (2, 4)})
+    other = tmp_path / "other"
+    model = loading.load_float(folder)
+    with torch.no_grad():
+        model.get_submodule("model.layers.2.mlp.down_proj").weight[0, 0] += 1
+    model.save_pretrained(other, max_shard_size="50KB")
+    with pytest.raises(ValueError, match="holds an unfinished run that differs in model "):
+        function(other, output, **given)
+    function(folder, output, **given)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
 
 
 # --- several processes ------------------------------------------------------------------------------

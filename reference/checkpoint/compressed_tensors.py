@@ -165,7 +165,7 @@ class Reader:
         configuration: the dictionary in config.json.
 
     Raises:
-        ValueError: not weight-only integer ``pack-quantized`` compressed-tensors.
+        ValueError: not integer ``pack-quantized`` or ``int-quantized`` compressed-tensors.
 
     Example:
         >>> from reference.quantization.round_to_nearest import quantize_layer
@@ -185,6 +185,7 @@ class Reader:
                 f"quantised with {method!r}, format {layout!r}; read here is compressed-tensors, pack-quantized and "
                 "int-quantized"
             )
+        self.configuration = configuration
         self.title = "compressed-tensors"
         self.ignore = list(configuration.get("ignore") or ())
         try:
@@ -205,8 +206,10 @@ class Reader:
         """Remove one layer's tensors from ``stored`` and make the layer of them; None if it is float.
 
         Raises:
-            ValueError: a tensor is missing or has another shape than the others and the grid ask for.
+            ValueError: a tensor is missing or has another shape than the others and the grid ask for; or the checkpoint
+                also quantises the key-value cache, or rotates activations in the call.
         """
+        _refuse_more_than_layers(self.configuration)
         rule = self._rule(name)
         if rule is None:
             return None
@@ -223,6 +226,22 @@ class Reader:
         if _matches(self.ignore, name, "Linear"):
             return None
         return next((rule for targets, *rule in self.groups if _matches(targets, name, "Linear")), None)  # type: ignore[return-value]
+
+
+def _refuse_more_than_layers(configuration: dict) -> None:
+    """Refuse what the configuration asks for beside the layers: without it the model would compute something else."""
+    if cache := configuration.get("kv_cache_scheme"):
+        raise ValueError(
+            f"the checkpoint quantises keys and values of the cache ({cache.get('type', 'int')} of "
+            f"{cache.get('num_bits', 8)} bits), which is not read here"
+        )
+    schemes = (configuration.get("transform_config") or {}).get("config_groups") or {}
+    for name, scheme in schemes.items():
+        if not all(str(place.get("location")).startswith("weight_") for place in scheme.get("apply", ())):
+            raise ValueError(
+                f"the checkpoint rotates activations in the call ({name}), which is not read here; rotations that are "
+                "folded into the weights are"
+            )
 
 
 def _take(stored: dict[str, Tensor], name: str, spec: QuantizationSpec) -> QuantizedTensor:

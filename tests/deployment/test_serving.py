@@ -186,9 +186,10 @@ def test_parts_are_timed_and_joined(scripted):
     answer = load.ask(address, "m", "p", tokens=7)
     assert (answer.text, answer.tokens, answer.error) == ("aé", 7, "")
     assert answer.first >= 0.05
-    assert len(answer.gaps) == 1
-    assert answer.gaps[0] >= 0.04
-    assert answer.total >= answer.first + answer.gaps[0]
+    (gap,) = answer.gaps
+    assert gap > 0
+    assert answer.first + gap >= 2 * 0.05  # the gap alone may be short, where this process woke late for the first part
+    assert answer.total >= answer.first + gap
     asked = {"model": "m", "prompt": "p", "max_tokens": 7, "temperature": 0, "stream": True}
     assert kind.seen == [asked | {"stream_options": {"include_usage": True}}]
 
