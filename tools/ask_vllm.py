@@ -82,35 +82,45 @@ def start(folder: str, request: dict, settings: dict[str, str]) -> Any:
     )
 
 
-def main(request_file: str, answer_file: str) -> None:
-    import vllm
+def score(request: dict) -> dict[str, dict]:
+    """Of each folder, one after the other: which product it takes and what it computes, or why vLLM refuses it."""
     from vllm.distributed import cleanup_dist_env_and_memory
 
+    answers = {}
+    for name, folder in request["folders"].items():
+        try:
+            engine = start(folder, request, {})
+            answers[name] = {
+                "multiplies": engine.apply_model(product)[0],
+                "logprobs": scored(engine, request["tokens"]),
+            }
+        except Exception as error:  # whatever it raises is the answer: a folder that it cannot serve
+            lines = [line.strip() for line in str(error).splitlines() if "errors.pydantic.dev" not in line]
+            answers[name] = {"error": f"{type(error).__name__}: {lines[-1] if lines else ''}"}
+        engine = None
+        gc.collect()
+        cleanup_dist_env_and_memory()
+    return answers
+
+
+def time_answers(request: dict) -> dict[str, dict]:
+    """Of each folder, all in memory and asked in turn: seconds by the number of prompts that are answered together."""
+    engines = {
+        name: start(folder, request, request["settings"].get(name, {})) for name, folder in request["folders"].items()
+    }
+    answers: dict[str, dict] = {name: {} for name in engines}
+    for batch in request["batches"]:
+        took = timed(engines, batch, request["prompt"], request["answer"], request["repeats"])
+        for name, seconds in took.items():
+            answers[name][str(batch)] = seconds
+    return answers
+
+
+def main(request_file: str, answer_file: str) -> None:
+    import vllm
+
     request = json.loads(Path(request_file).read_text())
-    answers: dict[str, Any] = {}
-    if request.get("batches"):
-        engines = {
-            name: start(folder, request, request["settings"].get(name, {}))
-            for name, folder in request["folders"].items()
-        }
-        for batch in request["batches"]:
-            took = timed(engines, batch, request["prompt"], request["answer"], request["repeats"])
-            for name, seconds in took.items():
-                answers.setdefault(name, {})[str(batch)] = seconds
-    else:
-        for name, folder in request["folders"].items():
-            try:
-                engine = start(folder, request, {})
-                answers[name] = {
-                    "multiplies": engine.apply_model(product)[0],
-                    "logprobs": scored(engine, request["tokens"]),
-                }
-            except Exception as error:  # whatever it raises is the answer: a folder that it cannot serve
-                lines = [line.strip() for line in str(error).splitlines() if "errors.pydantic.dev" not in line]
-                answers[name] = {"error": f"{type(error).__name__}: {lines[-1] if lines else ''}"}
-            engine = None
-            gc.collect()
-            cleanup_dist_env_and_memory()
+    answers = score(request) if "tokens" in request else time_answers(request)
     Path(answer_file).write_text(json.dumps({"version": vllm.__version__, "folders": answers}))
 
 
