@@ -1,7 +1,6 @@
 """The commands on container files: compress, decompress, and the half of inspect that reads them."""
 
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -71,6 +70,7 @@ def compress(
     """
 
     from reference.coding import container, deep_compression
+    from reference.files import check_target
 
     if not 0 <= sparsity < 1:
         raise ValueError(f"--sparsity is {sparsity}; it may be 0 or more and below 1")
@@ -83,9 +83,7 @@ def compress(
         raise FileExistsError(f"output {str(output)!r} exists; name a new file or remove it first")
     if not output.resolve().parent.is_dir():
         raise FileNotFoundError(f"there is no folder {str(output.resolve().parent)!r} to write {output.name!r} to")
-    if not os.access(output.resolve().parent, os.W_OK | os.X_OK):
-        parent = str(output.resolve().parent)
-        raise PermissionError(f"output {str(output)!r} cannot be created: {parent!r} is not writable")
+    check_target(output)
     shards, files = _sources(model)
     _, dtypes = _headers(shards)
     dense = sum(shard.stat().st_size for shard in shards)
