@@ -189,7 +189,7 @@ def test_carried_files_stay_in_their_folder(tmp_path: Path, run: Callable, name:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("what", ["interrupted", "damaged", "another tensor", "one too few"])
+@pytest.mark.parametrize("what", ["interrupted", "damaged", "another tensor", "another name", "one too few"])
 def test_what_could_not_be_compared_is_not_kept(
     tmp_path: Path, run: Callable, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
@@ -200,7 +200,8 @@ def test_what_could_not_be_compared_is_not_kept(
         for entry, contents, value in read(file):
             if what == "one too few" and entry.name == "b":
                 return
-            yield entry, contents, value + 1 if what == "another tensor" else value
+            named = entry._replace(name="c") if what == "another name" else entry
+            yield named, contents, value + 1 if what == "another tensor" else value
             if what == "interrupted":
                 raise KeyboardInterrupt
             if what == "damaged":

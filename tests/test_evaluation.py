@@ -174,6 +174,17 @@ def test_a_model_in_training_is_measured_as_it_will_be_used_and_stays_in_trainin
     assert not any(module.training for module in calm.modules())
 
 
+def test_no_measure_keeps_a_graph() -> None:
+    model, seen = Dropping(), []
+    model.register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled()))
+    token_losses(model, text_of(20), window=10, stride=10)
+    agreement(model, model, text_of(20), window=20)
+    identity = nn.Identity()
+    identity.register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled()))
+    accuracy(identity, torch.eye(3), torch.arange(3))
+    assert seen == [False] * 4
+
+
 def test_a_uniform_model_costs_log_of_the_vocabulary() -> None:
     tokens, vocabulary = text_of(100), 97
     losses = token_losses(Uniform(vocabulary), tokens, window=10, stride=5)

@@ -12,11 +12,12 @@ from reference.pruning.stacked import PrunedStack, Run, density
 CLASSES, LENGTH, TEXTS, STEPS = 3, 7, 6, 12
 
 
-def classifier(seed: int = 0, dropout: float = 0.0) -> Classifier:
+def classifier(seed: int = 0, dropout: float = 0.0, eps: float = 1e-12) -> Classifier:
     torch.manual_seed(5)
     config = BertConfig(
         vocab_size=30, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
         max_position_embeddings=16, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
+        layer_norm_eps=eps,
     )  # fmt: skip
     encoder = BertModel(config)
     with torch.no_grad():  # larger than at a fresh start, so that gradients are clear of rounding
@@ -45,6 +46,13 @@ def test_a_stack_computes_what_its_classifiers_compute() -> None:
         alone = classifier(seed).eval()(batches[i][0], batches[i][1].long())
         torch.testing.assert_close(together[i], alone, rtol=1e-5, atol=1e-5)
     assert (together[0] - together[1]).abs().max() > 1e-3
+
+
+def test_the_eps_of_all_norms_is_the_one_given() -> None:
+    ids, real, _ = batch(0)
+    state = classifier().encoder.state_dict()
+    found = StackedEncoder(state, [3], classes=CLASSES, heads=2, dropout=0.0, eps=0.5)(ids[None], real[None])[0]
+    torch.testing.assert_close(found, classifier(3, eps=0.5).eval()(ids, real.long()), rtol=1e-5, atol=1e-5)
 
 
 def test_the_state_of_a_run_is_a_classifiers_state() -> None:
