@@ -24,7 +24,7 @@ def batches(tokens: Tensor, *, sequences: int, length: int, batch: int = 8, seed
 
     Args:
         tokens: int64 ``[count]``.
-        sequences: how many to draw, at starts drawn without replacement.
+        sequences: how many to draw, at starts drawn without replacement; fewer where the text has fewer.
         length: tokens each.
         batch: sequences a batch.
         seed: of the draw.
@@ -55,9 +55,10 @@ def batches(tokens: Tensor, *, sequences: int, length: int, batch: int = 8, seed
     if places < 1:
         raise ValueError(f"tokens has {len(tokens)} entries; a sequence of length {length} does not fit")
     if len(tokens) < sequences * length:
+        what = "they overlap" if sequences <= places else f"it has {places} only" + ", which overlap" * (places > 1)
         warnings.warn(
-            f"the calibration text has {len(tokens):,} tokens and {sequences} sequences of {length} are asked for: they "
-            "overlap, so the statistics know less than their number says. Give more text, or fewer sequences",
+            f"the calibration text has {len(tokens):,} tokens and {sequences} sequences of {length} are asked for: {what}, "
+            "so the statistics know less than their number says. Give more text, or fewer sequences",
             CalibrationWarning,
             stacklevel=2,
         )

@@ -223,6 +223,9 @@ def test_every_place_of_the_text_can_be_drawn_and_only_overlaps_are_said() -> No
     with pytest.warns(CalibrationWarning, match="12 tokens and 3 sequences of 10"):
         (rows,) = batches(torch.arange(12), sequences=3, length=10)
     assert sorted(row[0] for row in rows.tolist()) == [0, 1, 2]
+    for length, said in ((11, "it has 2 only, which overlap, so"), (12, "it has 1 only, so")):
+        with pytest.warns(CalibrationWarning, match=f"12 tokens and 3 sequences of {length} are asked for: {said}"):
+            assert sum(len(ids) for ids in batches(torch.arange(12), sequences=3, length=length)) == 13 - length
     layers = {"down": torch.nn.Linear(4, 8), "up": torch.nn.Linear(8, 4)}
     with warnings.catch_warnings():
         warnings.simplefilter("error")

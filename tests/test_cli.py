@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_models
 import torch
 from command_line import quantize_options, refused
 from transformers import AutoModelForCausalLM
 
-from reference import checkpoint, cli, evaluation, pipeline, workflow
+from reference import checkpoint, cli, cli_shared, evaluation, pipeline, workflow
 from reference.models import families, loading
+from reference.quantization import CalibrationWarning
 from reference.quantization.activations import ActivationSpec
 from reference.quantization.grid import QuantizationSpec
 
@@ -107,6 +109,23 @@ def test_inspect_names_the_grid_of_every_layer(run: Callable, model: Path, text:
     result = run("inspect", model)
     assert (result.code, result.err) == (0, "")
     assert "float" in result.out
+
+
+def test_calibration_takes_as_many_windows_from_each_text_and_at_least_those_asked_for(
+    text: Path, tmp_path: Path
+) -> None:
+    short = tmp_path / "short.txt"
+    for tokens, count in ((40, 3), (20, 1)):  # the second is shorter than a window, so it holds one that is all of it
+        short.write_text("a" * tokens)
+        with pytest.warns(CalibrationWarning, match=f"has {tokens} tokens and 3 sequences of {min(tokens, 32)} are"):
+            drawn = cli_shared.draw_calibration([str(text), str(short)], tiny_models.tokenizer(), 5, 32)
+        assert [tuple(ids.shape) for ids in drawn] == [(3, 32), (count, min(tokens, 32))]
+
+
+def test_a_loss_beyond_all_numbers_is_an_infinite_perplexity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "token_losses", lambda *_, **__: torch.full((9,), 710.0))
+    (row,) = cli_shared.losses(None, {"text": (torch.zeros(10), 9)}, 8, None, "evaluating").values()
+    assert (row["perplexity"], row["nats_per_token"], row["stride"]) == (math.inf, 710, 4)
 
 
 @pytest.mark.parametrize("given", [True, False])

@@ -11,7 +11,7 @@ import tiny_models
 from command_line import calibrated, quantize_options, refused
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from reference import checkpoint, cli, workflow
+from reference import checkpoint, cli_look, workflow
 from reference.models import loading
 
 
@@ -280,7 +280,7 @@ def test_against_a_smaller_model_is_refused_before_any_work(
     narrow.resize_token_embeddings(64)
     tiny_models.save(narrow, tmp_path / "narrow")
     tiny_models.save(tiny_models.build("opt", positions=32), tmp_path / "short")
-    monkeypatch.setattr(cli, "losses", lambda *_, **__: pytest.fail("measured first"))
+    monkeypatch.setattr(cli_look, "losses", lambda *_, **__: pytest.fail("measured first"))
     options = ("--text", text, "--tokens", 100, "--window", 64, "--against")
     known = f"the model in '{tmp_path / 'narrow'}' knows 64 tokens"
     refused(run("evaluate", model, *options, tmp_path / "narrow"), known)

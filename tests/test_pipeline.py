@@ -285,6 +285,42 @@ def test_what_is_unfinished_goes_on_with_the_same_model_text_and_options_only(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
 
 
+@pytest.mark.filterwarnings("ignore::reference.quantization.CalibrationWarning")
+def test_of_a_run_that_failed_stays_what_took_long_and_would_not_fail_again(
+    folder: Path, drawn: list, tmp_path: Path
+) -> None:
+    def run(error: BaseException, calibration: list | None) -> bool:
+        def progress(blocks: list) -> Iterator:
+            yield blocks[0]
+            raise error
+
+        method = "gptq" if calibration else "round_to_nearest"
+        with pytest.raises(type(error)):
+            pipeline.quantize_folder(
+                folder, tmp_path / "out", SPEC, method=method, calibration=calibration, progress=progress
+            )
+        return (tmp_path / ".out.unfinished").is_dir()
+
+    assert not run(Killed(), None)  # done again in a moment
+    assert not run(ValueError("of the first run: it would come again"), drawn)
+    assert run(Killed(), drawn)
+    assert run(ValueError("of a later one: what was finished before it stays"), drawn)
+    interrupt = KeyboardInterrupt()
+    assert run(interrupt, drawn)
+    assert str(interrupt).startswith("what was finished is kept in ")
+
+
+def test_what_a_kill_left_after_the_last_rename_is_removed_and_nothing_else(folder: Path, tmp_path: Path) -> None:
+    output, unfinished = tmp_path / "out", tmp_path / ".out.unfinished"
+    pipeline.quantize_folder(folder, output, SPEC)
+    begun = json.loads((output / checkpoint.REPORT).read_text())["fingerprint"]
+    for fingerprint, stays in ((begun, False), (begun | {"options": "others"}, True)):
+        Job(unfinished, fingerprint)
+        with pytest.raises(FileExistsError, match="is not empty"):
+            pipeline.check_output(output)
+        assert unfinished.is_dir() == stays
+
+
 # --- several processes ------------------------------------------------------------------------------
 
 RANKS = """

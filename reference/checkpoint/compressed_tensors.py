@@ -6,7 +6,7 @@ Per layer ``weight_packed`` (int32 ``[out, ceil(in·b/32)]``), ``weight_scale`` 
 packed, so the packed bits are our unsigned codes.
 
 Layers with quantised activations: weights of 8 bits are ``int-quantized``, ``weight`` int8 ``[out, in]`` and
-``weight_scale``; of fewer bits, packed as above. Static activations add ``input_scale`` ``[1]``.
+``weight_scale``; of fewer bits, packed as above (read are both for any bits). Static activations add ``input_scale`` ``[1]``.
 """
 
 import re
@@ -219,7 +219,8 @@ class Reader:
         step = pop(stored, name, "input_scale") if activations.granularity == "static" else None
         if step is not None:
             check(name, "input_scale", step, (1,), floating=True)
-        weight = _take(stored, name, spec) if spec.bits < 8 else _take_int8(stored, name, spec, linear)
+        packed = f"{name}.weight_packed" in stored
+        weight = _take(stored, name, spec) if packed else _take_int8(stored, name, spec, linear)
         return Int8Linear.from_linear(linear, weight, activations, input_scale=step)
 
     def _rule(self, name: str) -> tuple[QuantizationSpec, ActivationSpec | None] | None:
@@ -264,13 +265,16 @@ def _take(stored: dict[str, Tensor], name: str, spec: QuantizationSpec) -> Quant
 
 
 def _take_int8(stored: dict[str, Tensor], name: str, spec: QuantizationSpec, linear: nn.Linear) -> QuantizedTensor:
-    """The compressed weight of one layer of the ``int-quantized`` format."""
+    """The compressed weight of one layer of the ``int-quantized`` format: one code a byte, whatever the bits."""
     codes, scale = pop(stored, name, "weight"), pop(stored, name, "weight_scale")
     if spec.per_tensor and scale.numel() == 1:
         scale = scale.reshape(1, 1)
     check(name, "weight", codes, (linear.out_features, linear.in_features))
     groups = linear.in_features // (spec.group_size or linear.in_features)
     check(name, "weight_scale", scale, (1, 1) if spec.per_tensor else (linear.out_features, groups), floating=True)
+    low, high = int(codes.min()), int(codes.max())
+    if low < -spec.middle or high >= spec.middle:
+        raise ValueError(f"{name}.weight holds codes from {low} to {high}; {spec.bits} bits hold fewer")
     unsigned = (codes.to(torch.int16) + spec.middle).to(torch.uint8)
     zero_point = torch.full_like(scale, spec.middle, dtype=torch.int32)
     return QuantizedTensor.from_codes(unsigned, scale, zero_point, spec)
