@@ -183,7 +183,7 @@ def quantize(
     from reference import checkpoint, ranks, workflow
     from reference.models import loading
     from reference.pipeline import check_output, quantize_folder
-    from reference.quantization.activations import ActivationSpec
+    from reference.quantization.activations import GRANULARITIES, ActivationSpec
     from reference.quantization.grid import QuantizationSpec
 
     without_progress_bars()
@@ -191,7 +191,11 @@ def quantize(
     spec = QuantizationSpec(bits, symmetric=symmetric, group_size=size, clip_search=clip_search)
     if method not in workflow.METHODS:
         raise ValueError(f"--method is {method!r}; it may be {', '.join(workflow.METHODS)}")
+    if activations not in ("float", *GRANULARITIES):
+        raise ValueError(f"--activations is {activations!r}; it may be float, {', '.join(GRANULARITIES)}")
     inputs = None if activations == "float" else ActivationSpec(granularity=activations)
+    if act_order and not method.endswith("gptq"):
+        raise ValueError(f"--act-order is for gptq, awq+gptq and smoothquant+gptq; --method is {method!r}")
     if format not in checkpoint.FORMATS:
         raise ValueError(f"--format is {format!r}; it may be {', '.join(checkpoint.FORMATS)}")
     if act_order and not static_groups and format != "gptq":
@@ -346,7 +350,7 @@ def inspect(model: Model, as_json: Json = False) -> None:
         return
     print(f"{model}: {config['model_type']}, {len(layers)} modules with weights")
     known = any("error" in row for row in layers.values())
-    table = Table("module", "grid", *(["error"] if known else []), Column("bytes", justify="right"))
+    table = Table(Column("module", overflow="fold"), "grid", *(["error"] if known else []), Column("bytes", justify="right"))
     for name, row in layers.items():
         error = f"{row['error']:.3g} of {row['error_of']}" if "error" in row else ""
         removed = f", {row['removed']:.1%} removed" if "removed" in row else ""
@@ -449,8 +453,11 @@ def main(arguments: list[str] | None = None) -> None:
         with _stoppable(told):
             code = app(arguments or ["--help"], prog_name="python -m reference", standalone_mode=False)
     except UsageError as error:
+        message = error.format_message().rstrip(".")
+        if not message:  # a group of commands without one: typer has shown its help
+            sys.exit(2)
         command = getattr(getattr(error, "ctx", None), "command_path", "python -m reference")
-        _fail(f"{error.format_message().rstrip('.')}; see {command} --help")
+        _fail(f"{message}; see {command} --help")
     except (ValueError, TypeError, OSError) as error:
         _fail(str(error))
     except Interrupted as error:
