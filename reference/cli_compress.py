@@ -196,7 +196,12 @@ def inspect_container(file: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"file": str(file), "bytes": size, "parts": _totals(parts), "layers": layers}, indent=2))
         return
-    table = Table(Column("layer", overflow="fold"), "how", Column("bytes", justify="right"), Column("times smaller", justify="right"))
+    table = Table(
+        Column("layer", overflow="fold"),
+        "how",
+        Column("bytes", justify="right"),
+        Column("times smaller", justify="right"),
+    )
     for name, row in layers.items():
         how = f"{row['bits']} bits, {row['sparsity']:.1%} pruned" if "bits" in row else next(iter(row["parts"]))
         table.add_row(name, how, f"{row['bytes']:,}", f"{row['dense_bytes'] / max(1, row['bytes']):.2f}")

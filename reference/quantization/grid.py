@@ -58,7 +58,9 @@ class QuantizationSpec:
             raise ValueError(f"bits is {self.bits!r}; it may be an integer from 2 to 8")
         size = self.group_size
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise ValueError(f"group_size is {size!r}; it may be a positive integer, or None (--group-size -1) for one scale a row")
+            raise ValueError(
+                f"group_size is {size!r}; it may be a positive integer, or None (--group-size -1) for one scale a row"
+            )
         if self.per_tensor and size is not None:
             raise ValueError("per_tensor and group_size exclude each other; give one of them")
         if self.symmetric and not self.zero_in_range:
