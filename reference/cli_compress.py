@@ -5,6 +5,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from fnmatch import fnmatchcase
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -87,7 +88,14 @@ def compress(
         parent = str(output.resolve().parent)
         raise PermissionError(f"output {str(output)!r} cannot be created: {parent!r} is not writable")
     shards, files = _sources(model)
-    _, dtypes = _headers(shards)
+    names, dtypes = _headers(shards)
+    if not lossless and _quantised(files.get("config.json", b"{}")):
+        raise ValueError(
+            f"{model!r} is quantised already, and its scales bear no more loss; --lossless codes it exactly"
+        )
+    for pattern in skip or ():
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"pattern {pattern!r} fits no tensor; they are called {names[0]} to {names[-1]}")
     dense = sum(shard.stat().st_size for shard in shards)
     patterns = tuple(skip) if skip is not None else deep_compression.KEPT
 
@@ -233,6 +241,13 @@ def _sources(model: str) -> tuple[list[Path], dict[str, bytes]]:
         if path.is_file() and not path.name.endswith((".safetensors", ".safetensors.index.json"))
     }
     return shards, files
+
+
+def _quantised(config: bytes) -> bool:
+    try:
+        return "quantization_config" in json.loads(config)
+    except (ValueError, TypeError):  # damaged: carried as it is
+        return False
 
 
 def _headers(shards: list[Path]) -> "tuple[list[str], dict[str, torch.dtype]]":
