@@ -70,6 +70,12 @@ def check_size(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name} had {tensor.numel()} elements, may have fewer than 2**31 (offsets are 32-bit)")
 
 
+def check_start(name: str, tensor: Tensor | None) -> None:
+    """Read as 32-bit numbers it must begin where one does, in the memory and in its storage (which is what torch asks)."""
+    if tensor is not None and (tensor.data_ptr() % 4 or tensor.storage_offset() * tensor.element_size() % 4):
+        raise ValueError(f"{name} began at an odd address, may begin at a multiple of 4 bytes: call .clone()")
+
+
 def check_capability(device: torch.device, least: tuple[int, int], what: str) -> None:
     """Refuse GPUs that lack ``what``; the interpreter has it."""
     if device.type == "cuda" and torch.version.hip is None:

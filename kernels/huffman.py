@@ -32,7 +32,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import check_rows, check_shape, check_size, check_tensors
+from ._checks import check_rows, check_shape, check_size, check_start, check_tensors
 from ._triton import jit, tl, triton
 
 BLOCK = 16  # symbols that a lane decodes before it writes
@@ -287,3 +287,4 @@ def _check(words: Tensor, starts: Tensor, table: Tensor, raw: Tensor | None, sym
     if len(table) not in [2**bits for bits in range(1, LONGEST + 1)]:
         raise ValueError(f"table had {len(table)} entries, may have 2 to 2**{LONGEST}, a power of two")
     check_shape("raw", raw, [triton.cdiv(symbols, BLOCK) * BLOCK], "(a byte a symbol, filled up to 16)")
+    check_start("raw", raw)

@@ -25,7 +25,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._checks import check_capability, check_shape, check_tensors
+from ._checks import check_capability, check_shape, check_start, check_tensors
 from ._splits import splits_for, with_splits
 from ._tile import Tile
 from ._triton import INTERPRETED, jit, round_to, tl, triton
@@ -137,8 +137,7 @@ def mxfp4(x: Tensor, packed: Tensor, scale: Tensor, *, plan: Tile | None = None)
     check_shape("scale", scale, [outputs, columns // BLOCK], "for x's columns")
     if packed.numel() >= 2**33:
         raise ValueError(f"packed had {packed.numel()} bytes, may have fewer than 2**33 (offsets are 32-bit)")
-    if packed.data_ptr() % 4:
-        raise ValueError("packed began at an odd address, may begin at a multiple of 4 bytes: call .clone()")
+    check_start("packed", packed)
     y = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
     if y.numel() == 0:
         return y

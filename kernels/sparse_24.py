@@ -26,7 +26,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._checks import check_shape, check_size, check_tensors
+from ._checks import check_shape, check_size, check_start, check_tensors
 from ._splits import PROGRAMS, splits_for, with_splits
 from ._tile import Tile
 from ._triton import INTERPRETED, jit, round_to, tl, triton
@@ -234,3 +234,4 @@ def _check(x: Tensor, values: Tensor, positions: Tensor) -> None:
         raise ValueError(f"x had {columns} columns, may have a positive multiple of {COLUMNS}")
     check_shape("values", values, [outputs, columns // 2], f"for x of {columns} columns")
     check_shape("positions", positions, [outputs, columns // COLUMNS], f"for x of {columns} columns")
+    check_start("values", values)

@@ -24,7 +24,7 @@ def batches(tokens: Tensor, *, sequences: int, length: int, batch: int = 8, seed
 
     Args:
         tokens: int64 ``[count]``.
-        sequences: how many to draw, at starts drawn without replacement.
+        sequences: how many to draw, at starts drawn without replacement; fewer where the text has fewer.
         length: tokens each.
         batch: sequences a batch.
         seed: of the draw.
@@ -55,9 +55,10 @@ def batches(tokens: Tensor, *, sequences: int, length: int, batch: int = 8, seed
     if places < 1:
         raise ValueError(f"tokens has {len(tokens)} entries; a sequence of length {length} does not fit")
     if len(tokens) < sequences * length:
+        what = "they overlap" if sequences <= places else f"it has {places} only" + ", which overlap" * (places > 1)
         warnings.warn(
-            f"the calibration text has {len(tokens):,} tokens and {sequences} sequences of {length} are asked for: they "
-            "overlap, so the statistics know less than their number says. Give more text, or fewer sequences",
+            f"the calibration text has {len(tokens):,} tokens and {sequences} sequences of {length} are asked for: {what}, "
+            "so the statistics know less than their number says. Give more text, or fewer sequences",
             CalibrationWarning,
             stacklevel=2,
         )
@@ -179,7 +180,7 @@ def walk(
         model: an architecture of :mod:`reference.models.families`.
         inputs: token batches of :func:`batches`.
         observe: called with the full names of a group's layers and one batch of their shared
-            input, ``[sequences, ..., in_features]``.
+            input, ``[sequences, ..., in_features]``, also where the model joins sequences on the way.
         solve: called once a group when all batches have been observed; returns new weights
             ``[out, in]`` by full name, which the rest of the walk computes with.
         enter: called with a block's name before its first layer.
@@ -338,7 +339,10 @@ def _run_block(
 
     def pause(name: str) -> Callable:
         def hook(_: nn.Module, args: tuple) -> None:
-            observe(groups[name], args[0])
+            inputs = args[0]
+            if inputs.ndim == 2:  # OPT joins sequences in front of its first MLP layer
+                inputs = inputs.unflatten(0, leading[getcurrent()])
+            observe(groups[name], inputs)
             hub.switch(name)
 
         return hook
@@ -346,6 +350,7 @@ def _run_block(
     handles = [block.get_submodule(name).register_forward_pre_hook(pause(name)) for name in groups]
     try:
         runs = [greenlet(lambda args=args, kwargs=kwargs: _first(block(*args, **kwargs))) for args, kwargs in calls]
+        leading = {run: args[0].shape[:-1] for run, (args, _) in zip(runs, calls, strict=True)}
         waiting = [run.switch() for run in runs]
         while not all(run.dead for run in runs):
             (name,) = set(waiting)  # all batches stand in front of the same group

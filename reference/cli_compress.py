@@ -1,7 +1,6 @@
 """The commands on container files: compress, decompress, and the half of inspect that reads them."""
 
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -72,6 +71,7 @@ def compress(
     """
 
     from reference.coding import container, deep_compression
+    from reference.files import check_target
 
     if not 0 <= sparsity < 1:
         raise ValueError(f"--sparsity is {sparsity}; it may be 0 or more and below 1")
@@ -84,9 +84,7 @@ def compress(
         raise FileExistsError(f"output {str(output)!r} exists; name a new file or remove it first")
     if not output.resolve().parent.is_dir():
         raise FileNotFoundError(f"there is no folder {str(output.resolve().parent)!r} to write {output.name!r} to")
-    if not os.access(output.resolve().parent, os.W_OK | os.X_OK):
-        parent = str(output.resolve().parent)
-        raise PermissionError(f"output {str(output)!r} cannot be created: {parent!r} is not writable")
+    check_target(output)
     shards, files = _sources(model)
     names, dtypes = _headers(shards)
     if not lossless and _quantised(files.get("config.json", b"{}")):
@@ -113,17 +111,24 @@ def compress(
     }  # fmt: skip
     if lossless:
         started = time.perf_counter()
-        with ProgressBar("comparing") as track:
-            found = ((entry.name, value) for entry, _, value in container.read(output) if not isinstance(value, bytes))
-            same = all(
-                first is not None and second is not None and first[0] == second[0] and _identical(first[1], second[1])
-                for first, second in zip_longest(_tensors(shards, track), found)
-            )
-        if not same:
+        try:
+            with ProgressBar("comparing") as track:
+                read = container.read(output)
+                found = ((entry.name, value) for entry, _, value in read if not isinstance(value, bytes))
+                same = all(
+                    first is not None
+                    and second is not None
+                    and first[0] == second[0]
+                    and _identical(first[1], second[1])
+                    for first, second in zip_longest(_tensors(shards, track), found)
+                )
+            if not same:
+                raise ValueError(
+                    f"what was written does not decode to {model!r}; {str(output)!r} was removed. Please report it"
+                )
+        except BaseException:  # an interrupt too: what was not compared is not kept
             output.unlink()
-            raise ValueError(
-                f"what was written does not decode to {model!r}; {str(output)!r} was removed. Please report it"
-            )
+            raise
         report |= {"identical": True, "decode_seconds": time.perf_counter() - started}
     parts = container.describe(output)
     size = output.stat().st_size

@@ -95,10 +95,10 @@ def check_tokens(folder: Path, window: int, texts: "Iterable[Tensor]") -> None:
     longest, vocabulary = loading.limits(folder)
     for ids in texts:
         if longest is not None and min(window, ids.shape[-1]) > longest:
-            raise ValueError(f"--window is {window}; it may be 2 to {longest}, the model's positions")
+            raise ValueError(f"--window is {window}; it may be 2 to {longest}, the model's positions ({str(folder)!r})")
         if vocabulary is not None and ids.numel() and int(ids.max()) >= vocabulary:
             raise ValueError(
-                f"the tokenizer in {str(folder)!r} makes id {int(ids.max())}, and the model knows {vocabulary} tokens: is it "
+                f"the tokenizer makes id {int(ids.max())}, and the model in {str(folder)!r} knows {vocabulary} tokens: is it "
                 "another model's?"
             )
 
@@ -115,7 +115,8 @@ def losses(model: "PreTrainedModel", texts: dict, window: int, stride: int | Non
         rows[name] = {
             "perplexity": math.exp(mean) if mean < 700 else math.inf,
             "nats_per_token": mean,
-            "bits_per_byte": evaluation.bits_per_byte(losses, size),
+            # Where windows do not overlap, the first token of each is not scored: it counts as the mean of the others.
+            "bits_per_byte": evaluation.bits_per_byte(losses, size) * (len(ids) - 1) / len(losses),
             "tokens": len(losses),
             "window": window,
             "stride": stride,

@@ -96,11 +96,7 @@ def token_losses(
     if tokens.ndim != 1:
         raise ValueError(f"tokens has shape {tuple(tokens.shape)}; it must be one row of ids, [count]")
     spans = windows(len(tokens), window, stride)
-    vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
-    if vocabulary is not None and int(tokens.max()) >= vocabulary:
-        raise ValueError(
-            f"tokens holds id {int(tokens.max())}; the model knows {vocabulary}: another tokenizer's text?"
-        )
+    _check_ids(model, tokens)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     batches: list[list[tuple[int, int, int]]] = []
     for span in spans:  # only windows of equal length share a batch
@@ -114,6 +110,14 @@ def token_losses(
             nats = functional.cross_entropy(logits.float().transpose(1, 2), ids[:, 1:], reduction="none").cpu()
             losses.extend(row[first - begin - 1 :] for row, (begin, _, first) in zip(nats, group, strict=True))
     return torch.cat(losses)
+
+
+def _check_ids(model: nn.Module, tokens: Tensor) -> None:
+    vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
+    if vocabulary is not None and int(tokens.max()) >= vocabulary:
+        raise ValueError(
+            f"tokens holds id {int(tokens.max())}; the model knows {vocabulary}: another tokenizer's text?"
+        )
 
 
 def _length(span: tuple[int, int, int]) -> int:
@@ -208,7 +212,8 @@ def agreement(model: nn.Module, original: nn.Module, tokens: Tensor, *, window: 
         batch: windows at once.
 
     Raises:
-        ValueError: the text is shorter than one window, or the vocabularies differ.
+        ValueError: the text is shorter than one window or holds an id that one of the models does not know, or the
+            vocabularies differ.
 
     Example:
         >>> from reference.models import tutorial
@@ -222,6 +227,8 @@ def agreement(model: nn.Module, original: nn.Module, tokens: Tensor, *, window: 
     count = len(tokens) // window
     if count == 0:
         raise ValueError(f"tokens has {len(tokens)} entries; window {window} needs at least as many")
+    _check_ids(model, tokens)
+    _check_ids(original, tokens)
     same, divergence = 0.0, 0.0
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with evaluating(model), evaluating(original):

@@ -81,7 +81,7 @@ def check_target(target: str | os.PathLike, *, replace: bool = False) -> None:
     """Refuse a folder that :func:`atomic_directory` could not create, before any work is done for it.
 
     Args:
-        target: the folder.
+        target: the folder, or a new file.
         replace: whether it may hold something.
 
     Raises:

@@ -90,6 +90,31 @@ def test_one_pass_equals_the_ordinary_sequential_walk(make) -> None:
         assert torch.equal(ours, expected), name
 
 
+@torch.no_grad()
+def test_how_sequences_are_batched_does_not_matter_where_the_model_joins_them() -> None:
+    """OPT flattens its batch in front of fc1. With units that are always dead the scale of a Hessian is not free."""
+    model = opt()
+    fc1 = model.model.decoder.layers[0].fc1
+    fc1.weight *= 0.02
+    fc1.bias[: len(fc1.bias) // 2] = -50
+    ids = torch.randint(0, model.config.vocab_size, (16, 24), generator=torch.Generator().manual_seed(0))
+    counted, codes = [], []
+    for size in (1, 8):
+        seen: dict[str, gptq.HessianAccumulator] = {}
+
+        def observe(names: tuple[str, ...], activations: torch.Tensor, seen: dict = seen) -> None:
+            seen.setdefault(names[0], gptq.HessianAccumulator(activations.shape[-1])).add(activations)
+
+        walk(model, list(ids.split(size)), observe=observe, solve=lambda names: {})
+        counted.append({name: total.sequences for name, total in seen.items()})
+        solved = workflow.quantize(
+            copy.deepcopy(model), QuantizationSpec(3, symmetric=True), method="gptq", calibration=list(ids.split(size)),
+        )  # fmt: skip
+        codes.append(solved.model.decoder.layers[0].fc2.tensor.codes)
+    assert counted[0] == counted[1] == dict.fromkeys(counted[0], 16)
+    assert (codes[0] == codes[1]).float().mean() > 0.995
+
+
 def test_each_block_runs_once_a_batch_and_blocks_finish_in_order() -> None:
     model, runs, finished = llama(), [], []
     for index, block in enumerate(model.model.layers):
@@ -139,6 +164,32 @@ def test_calibration_runs_in_evaluation_mode_and_leaves_the_mode_alone() -> None
     assert all(torch.equal(ours, other) for ours, other in zip(*seen.values(), strict=True))
 
 
+def test_no_graph_is_kept_and_a_block_keeps_a_forward_of_its_own() -> None:
+    """A graph would hold every activation of the walk; a forward of its own is what accelerate's hooks put on a module."""
+    model, called, found = llama(), [], []
+    block = blocks(model)[1]
+    before = block.forward
+
+    def own(*args: object, **kwargs: object) -> torch.Tensor:
+        called.append(torch.is_grad_enabled())
+        return before(*args, **kwargs)
+
+    block.forward = own
+
+    def visit(_: str, block: torch.nn.Module, calls: list) -> list[torch.Tensor]:
+        found.append(block(*calls[0][0], **calls[0][1]))
+        return found[-1:]
+
+    inputs = [torch.zeros(1, 4, dtype=torch.int64)]
+    walk_blocks(model, inputs, visit)
+    outputs, given = capture(
+        block, [((found[0],), {"position_embeddings": model.model.rotary_emb(found[0], inputs[0])})], ["mlp"]
+    )
+    assert called == [False, False]
+    assert not any(x.requires_grad for x in (*found, *outputs, given["mlp"][0][0][0]))
+    assert block.forward is own
+
+
 def test_hooks_are_gone_and_weights_untouched_after_an_error() -> None:
     model = llama()
     before = copy.deepcopy(model.state_dict())
@@ -172,6 +223,9 @@ def test_every_place_of_the_text_can_be_drawn_and_only_overlaps_are_said() -> No
     with pytest.warns(CalibrationWarning, match="12 tokens and 3 sequences of 10"):
         (rows,) = batches(torch.arange(12), sequences=3, length=10)
     assert sorted(row[0] for row in rows.tolist()) == [0, 1, 2]
+    for length, said in ((11, "it has 2 only, which overlap, so"), (12, "it has 1 only, so")):
+        with pytest.warns(CalibrationWarning, match=f"12 tokens and 3 sequences of {length} are asked for: {said}"):
+            assert sum(len(ids) for ids in batches(torch.arange(12), sequences=3, length=length)) == 13 - length
     layers = {"down": torch.nn.Linear(4, 8), "up": torch.nn.Linear(8, 4)}
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -154,6 +154,17 @@ def test_mixed_symmetric_grids_and_layers_left_alone(tmp_path: Path) -> None:
     check(model, tmp_path / "out")
 
 
+def test_mixed_grids_with_the_dequantize_option_are_another_model_as_the_manual_says(tmp_path: Path) -> None:
+    """The locked transformers reads all layers by the first group then, and does not say so. Once it is mended, so is the manual."""
+    model = tiny_llama()
+    workflow.quantize(model, lambda name: QuantizationSpec(8 if "down" in name else 4, True, group_size=64))
+    checkpoint.save(model, tmp_path / "out")
+    wrong = logits(by_transformers(tmp_path / "out", dequantize=True))
+    assert (wrong - logits(model)).abs().max() > 0.5 * logits(model).abs().max()
+    manual = (Path(__file__).parents[1] / "book" / "how_to_run.md").read_text()
+    assert "grids of several kinds (`--bits-for`)" in manual
+
+
 def test_affine_grids_of_several_kinds_are_refused(tmp_path: Path) -> None:
     model = tiny_llama()
     workflow.quantize(model, lambda name: QuantizationSpec(8 if "down" in name else 4))
@@ -297,7 +308,8 @@ def test_files_follow_the_umask_and_say_that_they_are_from_torch(tmp_path: Path)
     try:
         checkpoint.save(tiny_llama(), tmp_path / "out")
     finally:
-        os.umask(old)
+        left = os.umask(old)
+    assert left == 0o027  # reading the umask means setting it: it is put back
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out").iterdir()}
     assert set(modes.values()) == {0o640}, modes
     assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o750
@@ -415,6 +427,11 @@ def edit_config(folder: Path, edit: Callable[[dict], None]) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
+def rotation(*locations: str) -> dict:
+    """A scheme of compressed-tensors' ``transform_config``."""
+    return {"type": "hadamard", "apply": [{"targets": ["Linear"], "location": place} for place in locations]}
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
@@ -429,6 +446,14 @@ def edit_config(folder: Path, edit: Callable[[dict], None]) -> None:
             lambda q: q["config_groups"]["group_0"].update(input_activations={"num_bits": 8}),
             "are not read here; symmetric integers",
         ),
+        (
+            lambda q: q.update(kv_cache_scheme={"num_bits": 8, "type": "float", "symmetric": True, "dynamic": False}),
+            "the checkpoint quantises keys and values of the cache \\(float of 8 bits\\)",
+        ),
+        (
+            lambda q: q.update(transform_config={"config_groups": {"R4": rotation("weight_output", "input")}}),
+            "the checkpoint rotates activations in the call \\(R4\\)",
+        ),
         (lambda q: q["config_groups"]["group_0"]["weights"].update(num_bits=3), "has shape .* it should be"),
         (lambda q: q["config_groups"]["group_0"]["weights"].update(group_size=32), "has shape .* it should be"),
     ],
@@ -440,6 +465,15 @@ def test_a_configuration_that_does_not_fit_is_refused(
     edit_config(folder, lambda config: edit(config["quantization_config"]))
     with pytest.raises(ValueError, match=message):
         checkpoint.load(folder)
+
+
+def test_rotations_that_are_folded_into_the_weights_are_no_matter(saved: Path, tmp_path: Path) -> None:
+    """What llm-compressor writes beside the weights: an empty transform_config, or the rotations that it has folded."""
+    for number, groups in enumerate(({}, {"config_groups": {"R1": rotation("weight_input", "weight_output")}})):
+        folder = damaged(saved, tmp_path / str(number), nothing)
+        edit_config(folder, lambda config, groups=groups: config["quantization_config"].update(transform_config=groups))
+        ids = torch.arange(8)[None]
+        assert torch.equal(checkpoint.load(folder)(ids).logits, checkpoint.load(saved)(ids).logits)
 
 
 def test_a_config_that_is_not_json_is_refused(saved: Path, tmp_path: Path) -> None:

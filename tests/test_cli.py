@@ -1,5 +1,6 @@
 """The command line: what it writes, what it prints, and how it teaches."""
 
+import inspect
 import json
 import math
 import os
@@ -7,14 +8,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tiny_models
 import torch
 from command_line import quantize_options, refused
 from transformers import AutoModelForCausalLM
 
-from reference import checkpoint, cli, evaluation, workflow
+from reference import checkpoint, cli, cli_shared, evaluation, pipeline, workflow
 from reference.models import families, loading
+from reference.quantization import CalibrationWarning
+from reference.quantization.activations import ActivationSpec
+from reference.quantization.grid import QuantizationSpec
 
 COMMANDS = ("quantize", "evaluate", "inspect")
 
@@ -45,8 +51,6 @@ def test_quantize_writes_a_checkpoint_and_reports_before_and_after(
     # The reported numbers are those of what was written.
     ids = torch.tensor(list(range(60)))
     loaded, expected = checkpoint.load(tmp_path / "out"), loading.load_float(model)
-    from reference.quantization.grid import QuantizationSpec
-
     workflow.quantize(expected, QuantizationSpec(3, symmetric=grid == "--symmetric", group_size=64))
     with torch.no_grad():
         assert torch.equal(loaded(input_ids=ids[None]).logits, expected(input_ids=ids[None]).logits)
@@ -86,6 +90,8 @@ def test_tokens_limits_the_text_and_stride_can_equal_the_window(run: Callable, m
     options = ["--tokens", 130, "--window", 64, "--stride", 64, "--json"]
     quality = run("evaluate", model, "--text", text, *options).json["quality"][str(text)]
     assert quality["tokens"] == 130 - 3  # three windows, each without its first token
+    # A token is a byte here. The bytes that are not scored are not free: these bits are compared with those of xz.
+    assert quality["bits_per_byte"] == pytest.approx(quality["nats_per_token"] / math.log(2), rel=1e-6)
 
 
 def test_inspect_names_the_grid_of_every_layer(run: Callable, model: Path, text: Path, tmp_path: Path) -> None:
@@ -117,6 +123,59 @@ def test_inspect_shows_names_whole_in_a_narrow_terminal(
         cells = [line.split("│")[1].strip() for line in run("inspect", tmp_path / made).out.splitlines() if "│" in line]
         for projection in ("q_proj", "k_proj", "v_proj", "o_proj"):
             assert f"model.layers.1.self_attn.{projection}" in "".join(cells)
+
+
+def test_calibration_takes_as_many_windows_from_each_text_and_at_least_those_asked_for(
+    text: Path, tmp_path: Path
+) -> None:
+    short = tmp_path / "short.txt"
+    for tokens, count in ((40, 3), (20, 1)):  # the second is shorter than a window, so it holds one that is all of it
+        short.write_text("a" * tokens)
+        with pytest.warns(CalibrationWarning, match=f"has {tokens} tokens and 3 sequences of {min(tokens, 32)} are"):
+            drawn = cli_shared.draw_calibration([str(text), str(short)], tiny_models.tokenizer(), 5, 32)
+        assert [tuple(ids.shape) for ids in drawn] == [(3, 32), (count, min(tokens, 32))]
+
+
+def test_a_loss_beyond_all_numbers_is_an_infinite_perplexity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "token_losses", lambda *_, **__: torch.full((9,), 710.0))
+    (row,) = cli_shared.losses(None, {"text": (torch.zeros(10), 9)}, 8, None, "evaluating").values()
+    assert (row["perplexity"], row["nats_per_token"], row["stride"]) == (math.inf, 710, 4)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_every_option_of_quantize_arrives(
+    run: Callable, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: bool
+) -> None:
+    """And what is not given is what the library does by itself."""
+    seen: dict[str, Any] = {}
+
+    def solve(*arguments: object, **options: object) -> None:
+        seen.update(options, arguments=arguments)
+        raise KeyboardInterrupt
+
+    ours = inspect.signature(pipeline.quantize_folder).parameters
+    monkeypatch.setattr(pipeline, "quantize_folder", solve)
+    options = [
+        "--method", "smoothquant+gptq", "--bits", 3, "--group-size", -1, "--affine", "--clip-search", "--activations", "static",
+        "--sequences", 6, "--damping", 0.25, "--act-order", "--moving-groups", "--alpha", 0.75, "--format", "gptq",
+        "--bits-for", "*.up_proj=4", "--bits-for", "*=a=5", "--skip", "*.o_proj", "--no-evaluate",
+    ]  # fmt: skip
+    texts = ["--calibration", text, "--text", text, "--window", 32, "--output", tmp_path / "out"]
+    assert run("quantize", model, *texts, *(options if given else [])).code == 130
+    spec = QuantizationSpec(3, symmetric=False, group_size=None, clip_search=True)
+    assert seen["arguments"] == (
+        model,
+        tmp_path / "out",
+        spec if given else QuantizationSpec(4, symmetric=True, group_size=128),
+    )
+    names = ("method", "damping", "act_order", "static_groups", "alpha", "format")
+    default = tuple(ours[name].default for name in names)
+    wanted = ("smoothquant+gptq", 0.25, True, False, 0.75, "gptq") if given else default
+    assert tuple(seen[name] for name in names) == wanted
+    assert seen["activations"] == (ActivationSpec(granularity="static") if given else None)
+    assert (seen["bits"], seen["skip"]) == (({"*.up_proj": 4, "*=a": 5}, ("*.o_proj",)) if given else ({}, ()))
+    assert (seen["measure"] is None) == given
+    assert [tuple(ids.shape) for ids in seen["calibration"] or ()] == ([(6, 32)] if given else [])
 
 
 # --- how it teaches -------------------------------------------------------------------------------

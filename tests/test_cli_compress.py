@@ -1,10 +1,11 @@
 """compress, decompress and inspect as a user calls them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import tiny_models
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -28,11 +29,22 @@ def run(capfd: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str]]:
     return call
 
 
+def files_of(file: Path) -> dict[str, bytes]:
+    return container.load(file).files
+
+
 def test_lossless_gives_back_the_shipped_model_bit_for_bit(tmp_path: Path, run: Callable) -> None:
     code, out, err = run("compress", "tutorial", tmp_path / "exact.dcz", "--lossless", "--json")
     assert (code, err) == (0, "")
     report = json.loads(out)
     assert report["identical"] is True
+    carried = sum(
+        path.stat().st_size for path in tutorial.PATH.iterdir() if path.name in files_of(tmp_path / "exact.dcz")
+    )
+    assert report["bytes"] | {"container": 0} == {
+        "tensors": (tutorial.PATH / "model.safetensors").stat().st_size, "files": carried, "container": 0,
+    }  # fmt: skip
+    assert report["ratio"] == (report["bytes"]["tensors"] + carried) / report["bytes"]["container"]
     assert report["bytes"]["container"] == (tmp_path / "exact.dcz").stat().st_size == sum(report["parts"].values())
     assert 1.45 < report["bytes"]["tensors"] / (report["bytes"]["container"] - report["parts"]["files"]) < 1.56
     assert run("decompress", tmp_path / "exact.dcz", tmp_path / "exact")[0] == 0
@@ -68,6 +80,36 @@ def test_shared_weights_survive_the_round_trip(tmp_path: Path, run: Callable) ->
     code, out, _ = run("inspect", tmp_path / "s.dcz")
     assert code == 0
     assert "4 bits" in out
+
+
+@pytest.mark.parametrize("options", [["--lossless"], ["--bits", 4]])
+def test_a_model_in_several_files_comes_back_in_one(
+    tmp_path: Path, run: Callable, options: list, capfd: pytest.CaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    model = tiny_models.build("llama")
+    model.save_pretrained(tmp_path / "model", max_shard_size="100KB")
+    shards = sorted((tmp_path / "model").glob("*.safetensors"))
+    assert len(shards) > 2
+    capfd.readouterr()
+    code, out, err = run("compress", tmp_path / "model", tmp_path / "m.dcz", *options, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["bytes"]["tensors"] == sum(shard.stat().st_size for shard in shards)
+    assert set(files_of(tmp_path / "m.dcz")) == {
+        "config.json",
+        "generation_config.json",
+    }  # no list of files that are gone
+    assert run("decompress", tmp_path / "m.dcz", tmp_path / "out")[0] == 0
+    loaded, report = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(report.values())
+    same = {name: torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items()}
+    assert {name for name, equal in same.items() if not equal} == (
+        set() if options == ["--lossless"] else {name for name in same if "_proj" in name}
+    )
+    shards[1].write_bytes(shards[0].read_bytes())
+    code, _, err = run("compress", tmp_path / "model", tmp_path / "twice.dcz", *options)
+    assert code == 2
+    assert f"is in two files, the second '{shards[1].name}'" in err
 
 
 def test_a_file_of_weights_is_a_model_too(tmp_path: Path, run: Callable) -> None:
@@ -160,3 +202,28 @@ def test_carried_files_stay_in_their_folder(tmp_path: Path, run: Callable, name:
     assert code == 2
     assert "no plain file name" in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("what", ["interrupted", "damaged", "another tensor", "one too few"])
+def test_what_could_not_be_compared_is_not_kept(
+    tmp_path: Path, run: Callable, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    save_file({"a": torch.ones(20, 30), "b": torch.zeros(9)}, tmp_path / "m.safetensors")
+    read = container.read
+
+    def changed(file: Path) -> Iterator:
+        for entry, contents, value in read(file):
+            if what == "one too few" and entry.name == "b":
+                return
+            yield entry, contents, value + 1 if what == "another tensor" else value
+            if what == "interrupted":
+                raise KeyboardInterrupt
+            if what == "damaged":
+                raise ValueError("'b' is damaged")
+
+    monkeypatch.setattr(container, "read", changed)
+    code, out, err = run("compress", tmp_path / "m.safetensors", tmp_path / "x.dcz", "--lossless")
+    said = {"interrupted": "interrupted; nothing was written", "damaged": "error: 'b' is damaged"}
+    assert (code, out) == (130 if what == "interrupted" else 2, "")
+    assert err.startswith(said.get(what, "error: what was written does not decode to"))
+    assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]

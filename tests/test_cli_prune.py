@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,10 +20,11 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
-from reference import checkpoint, cli, evaluation
+from reference import checkpoint, cli, evaluation, pipeline
 from reference.layers import QuantizedLinear
 from reference.models import loading
 from reference.models.families import block_linears
+from reference.quantization.grid import QuantizationSpec
 
 
 def options(text: Path, output: Path) -> list[object]:
@@ -108,6 +110,32 @@ def test_skipped_layers_stay(run: Callable, model: Path, tmp_path: Path) -> None
     loaded = loading.load_float(tmp_path / "out")
     zeros = {name: bool((linear.weight == 0).any()) for name, linear in block_linears(loaded)}
     assert {name for name, any_zero in zeros.items() if any_zero} == set(report["errors"])
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_every_option_of_prune_arrives(
+    run: Callable, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: bool
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def solve(*arguments: object, **options: object) -> None:
+        seen.update(options, arguments=arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "prune_folder", solve)
+    more = [
+        "--method", "wanda", "--pattern", "2:4", "--bits", 3, "--group-size", -1, "--affine", "--format", "gptq",
+        "--skip", "*.o_proj", "--damping", 0.25, "--no-evaluate",
+    ]  # fmt: skip
+    assert run("prune", model, *options(text, tmp_path / "out"), *(more if given else [])).code == 130
+    spec = QuantizationSpec(3, symmetric=False, group_size=None)
+    assert seen["arguments"] == (model, tmp_path / "out", None if given else 0.5)
+    names = ("pattern", "method", "spec", "skip", "damping", "format")
+    default = (None, "sparsegpt", None, (), 0.01, "compressed-tensors")
+    wanted = ((2, 4), "wanda", spec, ("*.o_proj",), 0.25, "gptq") if given else default
+    assert tuple(seen[name] for name in names) == wanted
+    assert (seen["measure"] is None) == given
+    assert [tuple(ids.shape) for ids in seen["calibration"]] == [(8, 64)]
 
 
 @pytest.mark.parametrize(

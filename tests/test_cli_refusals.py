@@ -11,7 +11,7 @@ import tiny_models
 from command_line import calibrated, quantize_options, refused
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from reference import workflow
+from reference import checkpoint, cli_look, workflow
 from reference.models import loading
 
 
@@ -101,6 +101,9 @@ def test_wrong_options_end_with_one_line_and_leave_nothing(
     [
         (edit(model_type="mamba"), "architecture 'mamba' is not known here; supported are bert, gemma,"),
         (edit(architectures=["LlamaModel"]), "LlamaModel has no blocks at 'model.layers'"),
+        (edit(architectures=["BertModel"]), "could not be loaded as BertModel: "),
+        (edit(architectures=["AutoTokenizer"]), "could not be loaded as AutoTokenizer: "),
+        (edit(quantization_config=5), "is damaged: its quantization_config is no JSON object"),
         (edit(hidden_size="wide"), "damaged"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": '), "config.json' is not JSON"),
         (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe{}"), "config.json' is not JSON"),
@@ -196,6 +199,18 @@ def test_a_damaged_quantised_model_is_refused_by_name(run: Callable, model: Path
     refused(run("inspect", tmp_path / "out"), "quantised with 'compressed-tensors', format None")
 
 
+@pytest.mark.parametrize(
+    "report", ["[]", '{"layers": []}', '{"layers": {"lm_head": 5}}', '{"layers": {"lm_head": {"error": 0.5}}}',
+               '{"layers": {"lm_head": {"error": null, "error_of": "weight"}}}', '{"layers": {"lm_head":'],
+)  # fmt: skip
+def test_a_report_that_is_not_ours_is_not_shown(run: Callable, model: Path, tmp_path: Path, report: str) -> None:
+    shutil.copytree(model, tmp_path / "model")
+    plain = run("inspect", tmp_path / "model")
+    (tmp_path / "model" / checkpoint.REPORT).write_text(report)
+    assert run("inspect", tmp_path / "model") == plain
+    assert (plain.code, plain.err) == (0, "")
+
+
 def test_an_output_that_is_taken_is_refused_before_any_work(
     run: Callable, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,7 +271,7 @@ def test_a_tokenizer_that_knows_more_than_the_model_is_refused(
         64,
         *calibrated(text, tmp_path / "out"),
     )
-    refused(result, "makes id 241, and the model knows 64 tokens: is it another model's?")
+    refused(result, f"makes id 241, and the model in '{tmp_path / 'llama'}' knows 64 tokens: is it another model's?")
     assert [path.name for path in tmp_path.iterdir()] == ["llama"]
 
 
@@ -270,6 +285,22 @@ def test_against_a_model_of_another_kind_is_refused(
     options = ("--text", text, "--tokens", 100, "--window", 64, "--against")
     refused(run("evaluate", model, *options, tmp_path / "bert"), "bert' does not predict tokens (an encoder?)")
     refused(run("evaluate", model, *options, tmp_path / "wider"), "model predicts 256 tokens and original 300")
+
+
+def test_against_a_smaller_model_is_refused_before_any_work(
+    run: Callable, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """Of fewer tokens or fewer positions than the text asks for: not an IndexError after the first model was measured."""
+    narrow = tiny_models.build("llama")
+    narrow.resize_token_embeddings(64)
+    tiny_models.save(narrow, tmp_path / "narrow")
+    tiny_models.save(tiny_models.build("opt", positions=32), tmp_path / "short")
+    monkeypatch.setattr(cli_look, "losses", lambda *_, **__: pytest.fail("measured first"))
+    options = ("--text", text, "--tokens", 100, "--window", 64, "--against")
+    known = f"the model in '{tmp_path / 'narrow'}' knows 64 tokens"
+    refused(run("evaluate", model, *options, tmp_path / "narrow"), known)
+    positions = f"it may be 2 to 32, the model's positions ('{tmp_path / 'short'}')"
+    refused(run("evaluate", model, *options, tmp_path / "short"), positions)
 
 
 def test_an_encoder_has_no_perplexity(run: Callable, text: Path, tmp_path: Path) -> None:

@@ -1,8 +1,12 @@
 """A command that is stopped, meets another run, or has no room: one line, and nothing that was finished is lost."""
 
+import importlib
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +14,7 @@ import pytest
 from command_line import calibrated, quantize_options, refused
 from transformers import LlamaForCausalLM
 
-from reference import checkpoint, cli, cli_prune, workflow
+from reference import checkpoint, cli_prune, cli_quantize, workflow
 
 
 def test_a_full_disk_is_said_with_its_numbers(
@@ -38,6 +42,45 @@ def test_an_interrupt_leaves_nothing_and_shows_no_traceback(
     monkeypatch.setattr(LlamaForCausalLM, "state_dict", interrupt)
     assert run("quantize", model, *quantize_options(text, tmp_path / "out")).code == 130
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
+def test_stopped_in_its_first_imports_it_says_one_word(tmp_path: Path, number: int, word: str) -> None:
+    (tmp_path / "typer.py").write_text(f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(60)\n")
+    root = Path(cli_prune.__file__).parent.parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(root)])}
+    command = [sys.executable, "-m", "reference", "inspect", "tutorial"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", f"{word}\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("where", ["import", "finalizer"])
+def test_what_others_would_swallow_stops_the_command_a_little_later(
+    run: Callable, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, number: int
+) -> None:
+    (tmp_path / "stopping.py").write_text(
+        f"import os\ntry:\n    os.kill(os.getpid(), {int(number)})\nexcept BaseException:\n    raise ImportError('half') from None\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "stopping", raising=False)
+
+    class Held:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), number)
+
+    def work(*_: object, **__: object) -> None:
+        if where == "import":
+            importlib.import_module("stopping")
+        else:
+            Held()
+        time.sleep(30)
+        pytest.fail("it went on")
+
+    monkeypatch.setattr(workflow, "quantize", work)
+    result = run("quantize", model, *quantize_options(text, tmp_path / "out"))
+    word = "terminated" if number == signal.SIGTERM else "interrupted"
+    assert (result.code, result.err) == (128 + number, f"{word}; nothing was written\n")
 
 
 def calibrated_run(model: Path, text: Path, output: Path) -> list[object]:
@@ -103,8 +146,8 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
     if os.access(folder, os.W_OK):  # this is root, who may write everywhere: ask the mode alone
         monkeypatch.setattr(os, "access", lambda path, mode: bool(os.stat(path).st_mode & 0o200))
     for work in ("draw_calibration", "read_texts", "losses"):
-        monkeypatch.setattr(cli, work, lambda *_, **__: pytest.fail("worked before it looked"), raising=False)
-        monkeypatch.setattr(cli_prune, work, lambda *_, **__: pytest.fail("worked before it looked"), raising=False)
+        for room in (cli_quantize, cli_prune):
+            monkeypatch.setattr(room, work, lambda *_, **__: pytest.fail("worked before it looked"))
     options = [folder / "out"] if command[0] == "compress" else [folder / "out", "--text", text, "--calibration", text]
     where = command.index("quantize" if command[0] == "workflow" else command[0]) + 1
     result = run(*command[:where], model, *command[where:], *options)

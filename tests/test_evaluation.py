@@ -148,6 +148,8 @@ def test_progress_sees_every_batch(model: nn.Module) -> None:
     seen = []
     token_losses(model, text_of(64), window=16, stride=16, batch=2, progress=lambda items: seen.extend(items) or items)
     assert [len(batch) for batch in seen] == [2, 2]
+    perplexity(model, text_of(64), window=16, stride=16, batch=3, progress=lambda items: seen.extend(items) or items)
+    assert [len(batch) for batch in seen[2:]] == [3, 1]
 
 
 class Dropping(nn.Module):
@@ -206,7 +208,7 @@ def test_a_model_agrees_with_itself(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def test_agreement_is_top_1_and_kl_from_the_original(model: nn.Module) -> None:
+def test_agreement_is_top_1_and_kl_from_the_original(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     other, tokens = tiny_llama(seed=1), text_of(50)
     result = agreement(other, model, tokens, window=16, batch=2)
     same, divergence = [], []
@@ -220,6 +222,11 @@ def test_agreement_is_top_1_and_kl_from_the_original(model: nn.Module) -> None:
     assert 0 < result.top1 < 1 or result.kl > 0.1
     with pytest.raises(ValueError, match="tokens has 50 entries; window 64 needs at least as many"):
         agreement(other, model, tokens, window=64)
+    for pair in ((model, other), (other, model)):  # ids that only one of the two knows
+        with monkeypatch.context() as patch:
+            patch.setattr(other.config, "vocab_size", int(tokens.max()))
+            with pytest.raises(ValueError, match=f"tokens holds id {tokens.max()}; the model knows {tokens.max()}"):
+                agreement(*pair, tokens, window=16)
 
 
 # --- bytes ----------------------------------------------------------------------------------------

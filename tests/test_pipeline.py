@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -236,6 +237,88 @@ def test_alpha_is_searched_once_for_the_model(
         monkeypatch.setattr(workflow, "search_alpha", None)
     with pytest.raises(ValueError, match="alpha is None; a search compares integer blocks"):
         workflow.quantize(loading.load_float(folder), grid, method="smoothquant", alpha=None, calibration=drawn)
+
+
+class Killed(Exception):
+    """Stands in for a kill after the first block."""
+
+
+def killed(blocks: list) -> Iterator:
+    yield blocks[0]
+    raise Killed
+
+
+@pytest.mark.filterwarnings("ignore::reference.quantization.CalibrationWarning")
+@pytest.mark.parametrize("command", ["quantize", "prune"])
+def test_what_is_unfinished_goes_on_with_the_same_model_text_and_options_only(
+    folder: Path, drawn: list, tmp_path: Path, command: str
+) -> None:
+    """Blocks of two runs in one checkpoint would be noticed by nobody."""
+    grid, output = QuantizationSpec(8, symmetric=True), tmp_path / "out"
+    changes: dict[str, object] = {"damping": 0.02, "format": "gptq", "skip": ("*.o_proj",), "calibration": drawn[1:]}
+    if command == "quantize":
+        function, given = pipeline.quantize_folder, {"spec": grid, "method": "gptq", "calibration": drawn}
+        changes |= {
+            "spec": QuantizationSpec(4, symmetric=True), "bits": {"*.o_proj": 4}, "method": "awq+gptq", "act_order": True,
+            "activations": ActivationSpec(), "static_groups": False, "alpha": 0.4,
+        }  # fmt: skip
+    else:
+        function, given = pipeline.prune_folder, {"sparsity": 0.5, "method": "sparsegpt", "calibration": drawn}
+        changes |= {"sparsity": 0.6, "method": "wanda", "spec": grid}
+    with pytest.raises(Killed):
+        function(folder, output, **given, progress=killed)
+    for name, value in changes.items():
+        what = "text" if name == "calibration" else "options"
+        with pytest.raises(ValueError, match=rf"holds an unfinished run that differs in {what} "):
+            function(folder, output, **given | {name: value})
+    if command == "prune":
+        with pytest.raises(ValueError, match="holds an unfinished run that differs in options "):
+            function(folder, output, **given | {"sparsity": None, "pattern": (2, 4)})
+    other = tmp_path / "other"
+    model = loading.load_float(folder)
+    with torch.no_grad():
+        model.get_submodule("model.layers.2.mlp.down_proj").weight[0, 0] += 1
+    model.save_pretrained(other, max_shard_size="50KB")
+    with pytest.raises(ValueError, match="holds an unfinished run that differs in model "):
+        function(other, output, **given)
+    function(folder, output, **given)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
+
+
+@pytest.mark.filterwarnings("ignore::reference.quantization.CalibrationWarning")
+def test_of_a_run_that_failed_stays_what_took_long_and_would_not_fail_again(
+    folder: Path, drawn: list, tmp_path: Path
+) -> None:
+    def run(error: BaseException, calibration: list | None) -> bool:
+        def progress(blocks: list) -> Iterator:
+            yield blocks[0]
+            raise error
+
+        method = "gptq" if calibration else "round_to_nearest"
+        with pytest.raises(type(error)):
+            pipeline.quantize_folder(
+                folder, tmp_path / "out", SPEC, method=method, calibration=calibration, progress=progress
+            )
+        return (tmp_path / ".out.unfinished").is_dir()
+
+    assert not run(Killed(), None)  # done again in a moment
+    assert not run(ValueError("of the first run: it would come again"), drawn)
+    assert run(Killed(), drawn)
+    assert run(ValueError("of a later one: what was finished before it stays"), drawn)
+    interrupt = KeyboardInterrupt()
+    assert run(interrupt, drawn)
+    assert str(interrupt).startswith("what was finished is kept in ")
+
+
+def test_what_a_kill_left_after_the_last_rename_is_removed_and_nothing_else(folder: Path, tmp_path: Path) -> None:
+    output, unfinished = tmp_path / "out", tmp_path / ".out.unfinished"
+    pipeline.quantize_folder(folder, output, SPEC)
+    begun = json.loads((output / checkpoint.REPORT).read_text())["fingerprint"]
+    for fingerprint, stays in ((begun, False), (begun | {"options": "others"}, True)):
+        Job(unfinished, fingerprint)
+        with pytest.raises(FileExistsError, match="is not empty"):
+            pipeline.check_output(output)
+        assert unfinished.is_dir() == stays
 
 
 # --- several processes ------------------------------------------------------------------------------

@@ -14,7 +14,9 @@ from book_paths import ROOT, chapter_name
 EXEMPT = (
     "reference.cli",
     "reference.cli_compress",
+    "reference.cli_look",
     "reference.cli_prune",
+    "reference.cli_quantize",
     "reference.cli_shared",
     "reference.cli_workflow",
     "reference.figures",

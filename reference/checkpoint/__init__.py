@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from reference.checkpoint import awq, compressed_tensors, gptq, served
+from reference.checkpoint.stored import as_in_the_model
 from reference.files import atomic_directory, tell_full
 from reference.layers import Int8Linear, QuantizedLinear
 from reference.models.conv1d import TRANSPOSED, linearize
@@ -233,7 +234,7 @@ def load(directory: str | os.PathLike, *, dtype: torch.dtype | None = None) -> P
     if quantization is not None:
         del config.quantization_config
         layers = reader(quantization)
-    stored = _read(folder)
+    stored = as_in_the_model(_read(folder), config.model_type)
     kind = getattr(transformers, (config.architectures or [""])[0], None)
     model = (kind._from_config if kind else AutoModelForCausalLM.from_config)(config, dtype=dtype or config.dtype)
     linearize(model)

@@ -6,7 +6,7 @@ Per layer ``weight_packed`` (int32 ``[out, ceil(in·b/32)]``), ``weight_scale`` 
 packed, so the packed bits are our unsigned codes.
 
 Layers with quantised activations: weights of 8 bits are ``int-quantized``, ``weight`` int8 ``[out, in]`` and
-``weight_scale``; of fewer bits, packed as above. Static activations add ``input_scale`` ``[1]``.
+``weight_scale``; of fewer bits, packed as above (read are both for any bits). Static activations add ``input_scale`` ``[1]``.
 """
 
 import re
@@ -165,7 +165,7 @@ class Reader:
         configuration: the dictionary in config.json.
 
     Raises:
-        ValueError: not weight-only integer ``pack-quantized`` compressed-tensors.
+        ValueError: not integer ``pack-quantized`` or ``int-quantized`` compressed-tensors.
 
     Example:
         >>> from reference.quantization.round_to_nearest import quantize_layer
@@ -185,6 +185,7 @@ class Reader:
                 f"quantised with {method!r}, format {layout!r}; read here is compressed-tensors, pack-quantized and "
                 "int-quantized"
             )
+        self.configuration = configuration
         self.title = "compressed-tensors"
         self.ignore = list(configuration.get("ignore") or ())
         try:
@@ -205,8 +206,10 @@ class Reader:
         """Remove one layer's tensors from ``stored`` and make the layer of them; None if it is float.
 
         Raises:
-            ValueError: a tensor is missing or has another shape than the others and the grid ask for.
+            ValueError: a tensor is missing or has another shape than the others and the grid ask for; or the checkpoint
+                also quantises the key-value cache, or rotates activations in the call.
         """
+        _refuse_more_than_layers(self.configuration)
         rule = self._rule(name)
         if rule is None:
             return None
@@ -216,13 +219,30 @@ class Reader:
         step = pop(stored, name, "input_scale") if activations.granularity == "static" else None
         if step is not None:
             check(name, "input_scale", step, (1,), floating=True)
-        weight = _take(stored, name, spec) if spec.bits < 8 else _take_int8(stored, name, spec, linear)
+        packed = f"{name}.weight_packed" in stored
+        weight = _take(stored, name, spec) if packed else _take_int8(stored, name, spec, linear)
         return Int8Linear.from_linear(linear, weight, activations, input_scale=step)
 
     def _rule(self, name: str) -> tuple[QuantizationSpec, ActivationSpec | None] | None:
         if _matches(self.ignore, name, "Linear"):
             return None
         return next((rule for targets, *rule in self.groups if _matches(targets, name, "Linear")), None)  # type: ignore[return-value]
+
+
+def _refuse_more_than_layers(configuration: dict) -> None:
+    """Refuse what the configuration asks for beside the layers: without it the model would compute something else."""
+    if cache := configuration.get("kv_cache_scheme"):
+        raise ValueError(
+            f"the checkpoint quantises keys and values of the cache ({cache.get('type', 'int')} of "
+            f"{cache.get('num_bits', 8)} bits), which is not read here"
+        )
+    schemes = (configuration.get("transform_config") or {}).get("config_groups") or {}
+    for name, scheme in schemes.items():
+        if not all(str(place.get("location")).startswith("weight_") for place in scheme.get("apply", ())):
+            raise ValueError(
+                f"the checkpoint rotates activations in the call ({name}), which is not read here; rotations that are "
+                "folded into the weights are"
+            )
 
 
 def _take(stored: dict[str, Tensor], name: str, spec: QuantizationSpec) -> QuantizedTensor:
@@ -245,13 +265,16 @@ def _take(stored: dict[str, Tensor], name: str, spec: QuantizationSpec) -> Quant
 
 
 def _take_int8(stored: dict[str, Tensor], name: str, spec: QuantizationSpec, linear: nn.Linear) -> QuantizedTensor:
-    """The compressed weight of one layer of the ``int-quantized`` format."""
+    """The compressed weight of one layer of the ``int-quantized`` format: one code a byte, whatever the bits."""
     codes, scale = pop(stored, name, "weight"), pop(stored, name, "weight_scale")
     if spec.per_tensor and scale.numel() == 1:
         scale = scale.reshape(1, 1)
     check(name, "weight", codes, (linear.out_features, linear.in_features))
     groups = linear.in_features // (spec.group_size or linear.in_features)
     check(name, "weight_scale", scale, (1, 1) if spec.per_tensor else (linear.out_features, groups), floating=True)
+    low, high = int(codes.min()), int(codes.max())
+    if low < -spec.middle or high >= spec.middle:
+        raise ValueError(f"{name}.weight holds codes from {low} to {high}; {spec.bits} bits hold fewer")
     unsigned = (codes.to(torch.int16) + spec.middle).to(torch.uint8)
     zero_point = torch.full_like(scale, spec.middle, dtype=torch.int32)
     return QuantizedTensor.from_codes(unsigned, scale, zero_point, spec)

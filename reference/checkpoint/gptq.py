@@ -266,7 +266,10 @@ class Reader:
             )
         packed_zero_point = None if spec.symmetric else pack(zero_point, bits).T.contiguous()
         group_index = stored.pop(f"{name}.g_idx", None)
-        if group_index is not None:
+        if group_index is None:
+            if groups > 1 and self.configuration.get("desc_act") and not self.configuration.get("static_groups"):
+                raise ValueError(f"{name}.g_idx is missing from the checkpoint, whose groups moved (desc_act)")
+        else:
             check(name, "g_idx", group_index, (in_features,))
             if int(group_index.min()) < 0 or int(group_index.max()) >= groups:
                 raise ValueError(f"{name}.g_idx runs to {int(group_index.max())}; there are {groups} groups")

@@ -3,6 +3,29 @@
 import torch
 from torch import Tensor
 
+#: Model type → beginnings of names that transformers writes otherwise than its model has them, and what the model has.
+RENAMED = {"gpt_neox": ("embed_out.", "lm_head.")}
+
+
+def as_in_the_model(stored: dict[str, Tensor], model_type: str) -> dict[str, Tensor]:
+    """The tensors of a file under the names of the model, as transformers renames them while it loads.
+
+    Args:
+        stored: tensors by the names of the file; names of the model are kept.
+        model_type: of config.json.
+
+    Example:
+        >>> list(as_in_the_model({"embed_out.weight": torch.ones(2)}, "gpt_neox"))
+        ['lm_head.weight']
+
+    Chapter: none (file format)
+    """
+    written, named = RENAMED.get(model_type, ("", ""))
+    return {
+        named + name.removeprefix(written) if name.startswith(written) else name: tensor
+        for name, tensor in stored.items()
+    }
+
 
 def pop(stored: dict[str, Tensor], name: str, suffix: str) -> Tensor:
     """Remove and return the tensor ``suffix`` of the layer ``name``.

@@ -33,6 +33,7 @@ class Recipe:
         hidden_kind: see :func:`reference.distillation.losses.hidden_loss`.
         attention: weight of the attention maps, 0 or more.
         layers: pairs (layer of the student, layer of the teacher), from 1; 0 is the embedding, for hidden states only.
+            The last layer's hidden states lie behind the final norm in most models: pair it with the teacher's last.
 
     Raises:
         ValueError: a weight is out of range, or hidden states or attention are weighed and no pair is named.

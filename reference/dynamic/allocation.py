@@ -187,6 +187,8 @@ def bits_within(
     shapes: Mapping[str, tuple[int, int]],
     spec: QuantizationSpec,
     budget: float,
+    *,
+    together: Sequence[Sequence[str]] = (),
 ) -> dict[str, int]:
     """Bits of each layer, of least summed sensitivity, so that all stored weights fit into ``budget`` bytes.
 
@@ -195,32 +197,44 @@ def bits_within(
         shapes: layer → ``(out_features, in_features)``.
         spec: grid of every layer but for its bits.
         budget: bytes of codes, scales and zero points of these layers together.
+        together: groups of layers that get the same bits, as :func:`reference.models.families.input_groups`; names that
+            ``shapes`` lacks take no part, and a layer in no group is one of its own.
 
     Returns:
         Layer → bits.
 
     Raises:
-        ValueError: the names differ, or the budget is too small.
+        ValueError: the names differ, the budget is too small, or layers of a group have no number of bits in common.
 
     Example:
         >>> sensitivity = {"first": {2: 5.0, 4: 1.0}, "last": {2: 2.0, 4: 1.5}}
         >>> shapes, spec = {"first": (8, 64), "last": (8, 64)}, QuantizationSpec(4, symmetric=True)
         >>> bits_within(sensitivity, shapes, spec, budget=8 * 64 * 2 * 3 / 8 + 32)  # 3 bits a weight, 16 scales
         {'first': 4, 'last': 2}
+        >>> bits_within(sensitivity, shapes, spec, budget=2 * 8 * (16 + 2), together=[("first", "last")])
+        {'first': 2, 'last': 2}
 
     Chapter: advanced/dynamic
     """
     if set(sensitivity) != set(shapes):
         raise ValueError(f"shapes names {sorted(shapes)}; sensitivity is of {sorted(sensitivity)}")
-    names = list(sensitivity)
-    options = [sorted(sensitivity[name]) for name in names]
-    costs = [[sensitivity[name][bits] for bits in row] for name, row in zip(names, options, strict=True)]
+    group_of = {name: tuple(group) for group in together for name in group}
+    groups = list(dict.fromkeys(group_of.get(name, (name,)) for name in sensitivity))
+    groups = [tuple(name for name in group if name in sensitivity) for group in groups]
+    options = [sorted(set.intersection(*(set(sensitivity[name]) for name in group))) for group in groups]
+    costs = [
+        [sum(sensitivity[name][bits] for name in group) for bits in row]
+        for group, row in zip(groups, options, strict=True)
+    ]
     sizes = [
-        [stored_bytes(shapes[name], replace(spec, bits=bits)) for bits in row]
-        for name, row in zip(names, options, strict=True)
+        [sum(stored_bytes(shapes[name], replace(spec, bits=bits)) for name in group) for bits in row]
+        for group, row in zip(groups, options, strict=True)
     ]
     best = within(frontier(costs, sizes), budget)
-    return {name: row[choice] for name, row, choice in zip(names, options, best.choices, strict=True)}
+    chosen = {
+        name: row[choice] for group, row, choice in zip(groups, options, best.choices, strict=True) for name in group
+    }
+    return {name: chosen[name] for name in sensitivity}
 
 
 def stored_total(

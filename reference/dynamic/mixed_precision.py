@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from reference.dynamic.allocation import frontier, stored_bytes, within
+from reference.dynamic.allocation import bits_within, stored_bytes
 from reference.dynamic.sensitivity import measured
 from reference.models.families import block_linears, blocks, family_of, input_groups
 from reference.quantization.gptq import quantize_layer
@@ -191,11 +191,7 @@ def choose_bits(
     grids = [replace(spec, bits=bits) for bits in sorted(set(options))]
     check_budget(shapes, grids[0], average_bits)
     table = measured(model, grids, list(shapes), Divergence(model, batches), rounding=rounding, progress=progress)
-    groups = [kept for group in input_groups(model) if (kept := [name for name in group if name in shapes])]
-    costs = [[sum(table[name][grid.bits] for name in group) for grid in grids] for group in groups]
-    sizes = [[sum(stored_bytes(shapes[name], grid) for name in group) for grid in grids] for group in groups]
-    choices = within(frontier(costs, sizes), average_bits * weights / 8).choices
-    return {name: grids[choice].bits for group, choice in zip(groups, choices, strict=True) for name in group}
+    return bits_within(table, shapes, spec, average_bits * weights / 8, together=input_groups(model))
 
 
 def check_budget(shapes: Mapping[str, tuple[int, int]], smallest: QuantizationSpec, average_bits: float) -> None:

@@ -154,7 +154,7 @@ def family_of(model: nn.Module) -> Family:
 
     Args:
         model: from transformers; a task's head on an encoder is passed through. An OPT whose norms stand behind the
-            residual has no ``scalings``.
+            residual has no ``scalings``, and one whose activation is no ReLU none through it.
 
     Raises:
         ValueError: the architecture is not in the table; the message names those that are.
@@ -170,6 +170,8 @@ def family_of(model: nn.Module) -> Family:
     family = family_of_type(getattr(config, "model_type", type(model).__name__))
     if family is _OPT and not getattr(config, "do_layer_norm_before", True):  # OPT-350M: norms behind the residual
         return replace(family, scalings=())
+    if family is _OPT and getattr(config, "activation_function", "relu") != "relu":  # Galactica: a GELU
+        return replace(family, scalings=tuple(scaling for scaling in family.scalings if scaling.previous != "fc1"))
     if family is _BERT and hasattr(model, "bert"):  # an encoder below a task's head
         return replace(family, blocks=f"bert.{family.blocks}", embedding=f"bert.{family.embedding}")
     return family

@@ -80,6 +80,8 @@ def model_class(folder: Path) -> Any:
         raise ValueError(f"{str(folder / 'config.json')!r} is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{str(folder / 'config.json')!r} is no JSON object")
+    if not isinstance(config.get("quantization_config"), dict | None):
+        raise ValueError(f"{str(folder / 'config.json')!r} is damaged: its quantization_config is no JSON object")
     family_of_type(config.get("model_type", "unknown"))
     names = config.get("architectures") or []
     found = getattr(transformers, names[0], None) if names else None

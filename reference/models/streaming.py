@@ -125,8 +125,11 @@ class StreamedModel:
         config = loading.float_config(folder)
         self.weights = Weights(folder)
         self.dtype: torch.dtype = config.dtype if isinstance(config.dtype, torch.dtype) else self.weights.dtype
-        with init_empty_weights(include_buffers=False):
-            model = (getattr(kind, "_from_config", None) or kind.from_config)(config, dtype=self.dtype)
+        try:
+            with init_empty_weights(include_buffers=False):
+                model = (getattr(kind, "_from_config", None) or kind.from_config)(config, dtype=self.dtype)
+        except Exception as error:  # a class that is not this configuration's: the types of error are its own
+            raise ValueError(f"{str(folder)!r} could not be loaded as {kind.__name__}: {error}") from error
         linearize(model)
         self.model: PreTrainedModel = model.eval()
         if (folder / "generation_config.json").is_file():  # else the model's, made from config.json, holds

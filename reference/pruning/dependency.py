@@ -191,7 +191,8 @@ class _Walk:
         layer = self.layers[name]
         if isinstance(layer, POINTWISE_LAYERS):
             return source
-        if (other := self.weights.setdefault(id(getattr(layer, "weight", layer)), name)) != name:
+        weight = getattr(layer, "weight", None)  # None: a norm without a scale
+        if (other := self.weights.setdefault(id(layer if weight is None else weight), name)) != name:
             raise self.unknown(node, f"a weight that is also that of layer {other!r}")
         if isinstance(layer, NORMS):
             return self.record(name, "out", source)

@@ -112,6 +112,10 @@ def finalize(model: nn.Module) -> nn.Module:
     Returns:
         A model whose checkpoint loads wherever that of the model before :func:`attach` did. Zeros are positive.
 
+    Raises:
+        ValueError: a score, or a weight where weights are ranked, is NaN: nothing exceeds a NaN, so the mask would
+            keep nothing, and the zeros would hide that the training diverged.
+
     Example:
         >>> layer = nn.Linear(4, 1, bias=False)
         >>> layer.weight.data = torch.tensor([[0.125, -3.0, 2.0, 0.25]])
@@ -127,6 +131,10 @@ def finalize(model: nn.Module) -> nn.Module:
     for name, layer in list(model.named_modules()):
         if isinstance(layer, MaskedLinear):
             plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+            if layer.importance().isnan().any():
+                raise ValueError(
+                    f"layer {name!r} has NaN scores: its training diverged; take a smaller rate, or train in float32"
+                )
             mask = layer.eval().mask()
             plain.weight = nn.Parameter((layer.weight * mask).masked_fill(mask == 0, 0))
             plain.bias = layer.bias

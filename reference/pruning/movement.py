@@ -28,7 +28,7 @@ from torch.nn import functional
 from reference.distillation.losses import logits_loss
 from reference.pruning import schedules
 from reference.pruning.masked_linear import Block, MaskedLinear, Method, finalize, used_units
-from reference.pruning.score_masks import global_topk_masks, l0_penalty, l1_penalty
+from reference.pruning.score_masks import global_topk_masks, l0_penalty, l1_penalty, threshold_mask, topk_mask
 
 __all__ = [
     "Block",
@@ -40,6 +40,8 @@ __all__ = [
     "attach",
     "finalize",
     "task_loss",
+    "threshold_mask",
+    "topk_mask",
     "used_units",
 ]
 

@@ -80,7 +80,7 @@ def quantize_layer(
         block_size: columns between two updates of the rest.
         act_order: take columns by falling diagonal of the Hessian. With groups the result has a
             group index, unless ``static_groups``.
-        static_groups: fix all group grids beforehand, on the original columns.
+        static_groups: fix all group grids beforehand, on the original columns; without groups it means nothing.
         scale_dtype: type of the stored scales.
         name: what to call the layer in warnings and errors.
 
@@ -146,7 +146,8 @@ def solve(
     shape = (columns // group_size, 1 if spec.per_tensor else rows)
     step, zero = torch.empty(shape, device=weight.device), torch.empty(shape, device=weight.device)
     if not dynamic:
-        seen = weight.masked_fill(dead, 0) if static_groups and dead.any() else weight
+        static = static_groups and spec.group_size is not None
+        seen = weight.masked_fill(dead, 0) if static and dead.any() else weight
         for line, found in zip((step, zero), grid.fit(seen, spec, scale_dtype=scale_dtype), strict=True):
             line.copy_(found.T)
     if act_order:

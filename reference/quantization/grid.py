@@ -201,7 +201,9 @@ def scale_and_zero_point(
     r"""Step and zero point of the grid that spans ``[low, high]``.
 
     Affine: :math:`s = (high - low)/(2^b - 1)`, :math:`z = \mathrm{round}(-low/s)`.
-    Symmetric: :math:`s = 2\max(|low|, |high|)/(2^b - 1)`, :math:`z = 2^{b-1}`.
+    Symmetric: :math:`s = 2\max(|low|, |high|)/(2^b - 1)`, :math:`z = 2^{b-1}`. (In the code of
+    GPTQ's authors a range without negative numbers gets half of this step, with the same zero point, so that
+    its largest value comes back as 7/15 of itself at 4 bits.)
 
     Args:
         low, high: of any equal shape.

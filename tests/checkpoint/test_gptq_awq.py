@@ -194,6 +194,15 @@ def test_a_gptq_file_without_a_group_index_has_its_groups_in_order() -> None:
     assert torch.equal(back.tensor.dequantize(), layer_of(3).tensor.dequantize())
 
 
+def test_a_gptq_file_whose_groups_moved_is_not_read_without_its_index() -> None:
+    configuration, stored = gptq_file(g_idx=None)
+    with pytest.raises(ValueError, match=r"x\.g_idx is missing.*desc_act"):
+        gptq.Reader(configuration | {"desc_act": True}).take(dict(stored), "x", nn.Linear(64, 32, bias=False))
+    static = configuration | {"desc_act": True, "static_groups": True}
+    back = gptq.Reader(static).take(dict(stored), "x", nn.Linear(64, 32, bias=False))
+    assert torch.equal(back.tensor.dequantize(), layer_of(3).tensor.dequantize())
+
+
 @pytest.mark.parametrize("outside", [2, -1])
 def test_a_group_that_is_not_there_is_refused(outside: int) -> None:
     index = torch.arange(64, dtype=torch.int32) // 32

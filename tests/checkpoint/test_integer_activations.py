@@ -1,5 +1,6 @@
 """W8A8 and W4A8 checkpoints: what transformers computes from them, and what we do."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,32 @@ def test_a_static_step_is_one_number(bits: int, tmp_path: Path) -> None:
         )
         with pytest.raises(ValueError, match=f"{name} has {words}"):
             checkpoint.load(tmp_path / "out")
+
+
+@torch.no_grad()
+def test_weights_of_four_bits_may_lie_one_a_byte(tmp_path: Path) -> None:
+    """What llm-compressor writes for W4A8 unless it is told otherwise: ``int-quantized``, whatever the bits."""
+    model = workflow.quantize(llama(), QuantizationSpec(4, symmetric=True), activations=ActivationSpec())
+    checkpoint.save(model, tmp_path / "out")
+    file, settings = tmp_path / "out" / "model.safetensors", tmp_path / "out" / "config.json"
+    stored = load_file(file)
+    for name, layer in block_linears(model):
+        del stored[f"{name}.weight_packed"], stored[f"{name}.weight_shape"]
+        stored[f"{name}.weight"] = layer.weight
+    config = json.loads(settings.read_text())
+    config["quantization_config"]["format"] = "int-quantized"
+    config["quantization_config"]["config_groups"]["group_0"]["format"] = "int-quantized"
+    settings.write_text(json.dumps(config))
+    save_file(stored, file, metadata={"format": "pt"})
+    again = checkpoint.load(tmp_path / "out")
+    assert torch.equal(again(IDS).logits, model(IDS).logits)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()(IDS).logits
+    assert (theirs - model(IDS).logits).norm() < 0.2 * (model(IDS).logits - llama()(IDS).logits).norm()
+
+    stored["model.layers.1.mlp.up_proj.weight"][0, 0] = 8
+    save_file(stored, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"model\.layers\.1\.mlp\.up_proj\.weight holds codes from -\d to 8; 4 bits"):
+        checkpoint.load(tmp_path / "out")
 
 
 def test_wrong_combinations_name_the_layer(tmp_path: Path) -> None:

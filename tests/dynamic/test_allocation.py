@@ -163,6 +163,30 @@ def test_bits_go_where_they_are_worth_most() -> None:
     assert bits_within(table, shapes, spec, 1e9) == {"fragile": 8, "robust": 8}
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_layers_together_get_the_best_of_the_choices_that_they_can_share(seed: int) -> None:
+    """The oracle tries every choice; groups lie crosswise and name a layer that is not there."""
+    generator = np.random.default_rng(seed)
+    spec = QuantizationSpec(4, symmetric=True, group_size=32)
+    shapes = {name: (int(generator.integers(1, 9)), 64) for name in "abcde"}
+    table = {name: dict(zip((2, 4, 8), generator.uniform(size=3), strict=True)) for name in shapes}
+    del table["c"][8]  # so that its group has 2 and 4 only
+    together = [("d", "a"), ("c", "absent", "e")]  # b is alone
+
+    def grid(bits: int) -> QuantizationSpec:
+        return replace(spec, bits=bits)
+
+    tried = [
+        {"a": first, "b": second, "c": third, "d": first, "e": third}
+        for first, second, third in itertools.product((2, 4, 8), (2, 4, 8), (2, 4))
+    ]
+    for budget in sorted({stored_total(bits, shapes, grid) for bits in tried}):
+        found = bits_within(table, shapes, spec, budget, together=together)
+        fitting = [bits for bits in tried if stored_total(bits, shapes, grid) <= budget]
+        assert found == min(fitting, key=lambda bits: sum(table[name][value] for name, value in bits.items()))
+        assert list(found) == list(table)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -172,6 +196,12 @@ def test_bits_go_where_they_are_worth_most() -> None:
         (lambda: frontier([[1.0]], [[-1]]), "0 or more"),
         (lambda: stored_bytes((4, 10), QuantizationSpec(4, group_size=4)), "does not divide"),
         (lambda: bits_within({"a": {4: 0.0}}, {"b": (1, 1)}, QuantizationSpec(4), 1), "sensitivity is of"),
+        (
+            lambda: bits_within(
+                {"a": {4: 0.0}, "b": {3: 0.0}}, dict.fromkeys("ab", (1, 1)), QuantizationSpec(4), 99, together=["ab"]
+            ),
+            "layer 0 has 0 costs and 0 sizes",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(call, message: str) -> None:

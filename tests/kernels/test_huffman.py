@@ -235,6 +235,11 @@ GOOD = {
         ({"table": torch.zeros(1, dtype=torch.int16)}, ValueError, "table had 1 entries"),
         ({"raw": torch.zeros(30, dtype=torch.uint8)}, ValueError, r"raw had shape \[30\], may have \[32\]"),
         ({"raw": torch.zeros(32, dtype=torch.uint8, device="meta")}, ValueError, "raw was on meta"),
+        (
+            {"raw": torch.zeros(34, dtype=torch.uint8)[2:]},
+            ValueError,
+            "raw began at an odd address, may begin at a multiple of 4 bytes",
+        ),
         ({"symbols": -1}, ValueError, "symbols was -1"),
         ({"symbols": 30.0}, TypeError, "symbols was float"),
         ({"chunk": 24}, ValueError, "chunk was 24, may be a multiple of 16"),

@@ -98,6 +98,11 @@ GOOD = {
             ValueError,
             "packed began at an odd address, may begin at a multiple of 4 bytes",
         ),
+        (  # at a multiple of 4 in memory, and not in its storage
+            {"packed": torch.frombuffer(bytearray(4 * 32 + 8), dtype=torch.uint8, offset=2)[2:130].view(4, 32)},
+            ValueError,
+            "packed began at an odd address, may begin at a multiple of 4 bytes",
+        ),
         ({"scale": torch.zeros((4, 1), dtype=torch.uint8)}, ValueError, r"scale had shape \[4, 1\], may have \[4, 2\]"),
     ],
 )

@@ -255,6 +255,12 @@ GOOD_BLOCKS = {
     [
         (multiply_24, {"x": torch.zeros((2, 32))}, TypeError, "x was torch.float32, may be torch.float16 or"),
         (multiply_24, {"x": torch.zeros((2, 32)).bfloat16()}, TypeError, "values was torch.float16, may be torch.bf"),
+        (
+            multiply_24,
+            {"values": torch.zeros(4 * 16 + 1, dtype=torch.float16)[1:].view(4, 16)},
+            ValueError,
+            "values began at an odd address, may begin at a multiple of 4 bytes",
+        ),
         (multiply_24, {"positions": torch.zeros((4, 2)).int()}, TypeError, "positions was torch.int32"),
         (multiply_24, {"x": torch.zeros((2, 40)).half()}, ValueError, "x had 40 columns, may have a positive multiple"),
         (

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from reference.models.conv1d import TRANSPOSED, linearize
 from reference.models.families import FAMILIES, block_linears, blocks, family_of, family_of_type, replace_module
 from reference.models.streaming import StreamedModel
 from reference.quantization.grid import QuantizationSpec
+from reference.quantization.round_to_nearest import quantize_layer
 
 SMALL = {
     "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 32,
@@ -222,6 +224,20 @@ def test_opt_whose_norms_have_no_weights_is_not_smoothed_but_awq_finds_other_pla
     assert 0 < (output(model) - expected).norm() < 0.1 * expected.norm()
 
 
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore::reference.quantization.CalibrationWarning")
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_a_scale_goes_through_the_activation_of_opt_only_if_that_is_a_relu(activation: str) -> None:
+    """Galactica's is a GELU: relu(x / s) is relu(x) / s, gelu(x / s) is not."""
+    model = tiny("opt", activation_function=activation)
+    places = [scaling.previous for scaling in family_of(model).scalings]
+    assert ("fc1" in places) == (activation == "relu")
+    assert len(places) == 3 + (activation == "relu")
+    expected = output(model)
+    workflow.quantize(model, QuantizationSpec(8, group_size=16), method="awq", calibration=[IDS])
+    assert (output(model) - expected).norm() < 0.1 * expected.norm()
+
+
 @pytest.mark.parametrize(("kind", "here", "there"), [("gpt2", "transformer.", ""), ("bert", "", "bert.")])
 def test_files_of_a_base_model_and_of_a_tasks_model_are_streamed_too(
     kind: str, here: str, there: str, tmp_path: Path
@@ -240,6 +256,41 @@ def test_files_of_a_base_model_and_of_a_tasks_model_are_streamed_too(
     assert torch.equal(output(loading.load_float(tmp_path)), output(model))
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@every_kind
+def test_a_folder_that_transformers_wrote_is_read_as_transformers_reads_it(
+    kind: str, tied: bool, tmp_path: Path
+) -> None:
+    """GPT-NeoX's head has another name in the files than in the model."""
+    model = tiny(kind, tie_word_embeddings=tied)
+    model.save_pretrained(tmp_path / "float")
+    found, theirs = checkpoint.load(tmp_path / "float"), type(model).from_pretrained(tmp_path / "float").eval()
+    assert type(found) is type(theirs)
+    if kind != "bert":  # an encoder has no head
+        assert tied == (found.get_output_embeddings().weight is found.get_input_embeddings().weight)
+    assert torch.equal(output(found), output(theirs))
+    assert torch.equal(output(found), output(model))
+    if kind not in TRANSPOSED:  # what we write, transformers reads under our names too
+        checkpoint.save(found, tmp_path / "ours")
+        again, report = type(model).from_pretrained(tmp_path / "ours", output_loading_info=True)
+        assert not any(report.values())
+        assert torch.equal(output(again.eval()), output(model))
+
+
+def test_a_quantised_head_is_read_under_the_name_that_transformers_gives_it(tmp_path: Path) -> None:
+    model = tiny("gpt_neox")
+    for name in ("lm_head", "gpt_neox.layers.0.mlp.dense_h_to_4h"):
+        linear = model.get_submodule(name)
+        packed = quantize_layer(linear.weight.detach(), QuantizationSpec(4, group_size=16))
+        replace_module(model, name, QuantizedLinear.from_linear(linear, packed))
+    checkpoint.save(model, tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = {name.replace("lm_head.", "embed_out."): tensor for name, tensor in load_file(file).items()}
+    assert "embed_out.weight_packed" in tensors
+    save_file(tensors, file, metadata={"format": "pt"})
+    assert torch.equal(output(checkpoint.load(tmp_path)), output(model))
+
+
 def test_an_unknown_architecture_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="architecture 'mamba' is not known here; supported are bert, gemma, gemma2"):
         family_of_type("mamba")
@@ -247,6 +298,20 @@ def test_an_unknown_architecture_is_refused_with_the_known_ones() -> None:
         family_of(nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"LlamaModel has no blocks at 'model\.layers'"):
         blocks(transformers.LlamaModel(transformers.LlamaConfig(**DECODER)))
+
+
+def test_a_config_that_names_no_class_is_read_as_a_causal_language_models(tmp_path: Path) -> None:
+    model = tiny("llama")
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for names in ([], None, ["NoSuchClass"]):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": names}))
+        assert loading.model_class(tmp_path) is transformers.AutoModelForCausalLM
+    assert torch.equal(output(loading.load_float(tmp_path)), output(model))
+    streamed = StreamedModel(tmp_path)
+    for index in range(2):
+        streamed.enter(f"{family_of(model).blocks}.{index}")
+    assert torch.equal(output(streamed.complete()), output(model))
 
 
 def test_replace_module_puts_it_there_and_only_there() -> None:

@@ -42,6 +42,16 @@ def test_residual_stages_halve_the_image_and_double_the_channels() -> None:
     assert shapes == [(8, 28, 28), (16, 14, 14), (32, 7, 7)]
 
 
+def test_a_residual_network_has_no_biases_but_those_of_norms_and_the_head() -> None:
+    """Counted by hand, as in He et al. 2016: a convolution before a batch norm needs no bias."""
+    width, wide = 4, 0
+    for inputs, outputs in ((4, 4), (4, 8), (8, 16)):
+        wide += 9 * inputs * outputs + 3 * 9 * outputs**2 + 4 * 2 * outputs  # four convolutions, each with its norm
+        wide += 0 if inputs == outputs else inputs * outputs + 2 * outputs  # the shortcut of 1 x 1
+    stem, head = 9 * width + 2 * width, 4 * width * 10 + 10
+    assert sum(p.numel() for p in SmallResNet(width).parameters()) == stem + wide + head
+
+
 def test_lenet_learns_the_digits() -> None:
     torch.manual_seed(0)
     model = LeNet300()

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -77,6 +78,45 @@ def test_a_share_is_reached_along_the_cubic_and_the_model_is_really_smaller(
     assert json.loads((tmp_path / "out/report.json").read_text()) == result.json
     page = (tmp_path / "out/report.html").read_text()
     assert all(f". {title}</h2>" in page for title in pruning_steps.TITLES)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_every_option_arrives(
+    run: Callable, sentence: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: bool
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def steps(*arguments: object, **options: object) -> None:
+        seen.update(options, arguments=arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pruning, "run", steps)
+    limits = [
+        "--max-bytes",
+        "4kB",
+        "--min-ratio",
+        2.5,
+        "--sparsity",
+        0.3,
+        "--rounds",
+        3,
+        "--most",
+        0.7,
+        "--multiple",
+        8,
+    ]
+    training = ["--tokens", 400, "--sequences", 5, "--steps", 6, "--final-steps", 9, "--rate", 3e-3, "--seed", 7]
+    more = [*limits, *training] if given else []
+    assert run("prune", "mine", "--max-loss", "3%", "--output", tmp_path / "out", *more).code == 130
+    assert seen["arguments"] == ("mine", tmp_path / "out")
+    limited = tuple(seen[name] for name in ("max_loss", "max_bytes", "min_ratio", "sparsity"))
+    assert limited == ((0.03, 4000, 2.5, 0.3) if given else (0.03, None, None, None))
+    texts = {"texts": (str(sentence),), "calibration": (str(sentence),), "window": 32}
+    mine = {"rounds": 3, "most": 0.7, "multiple": 8, "tokens": 400, "sequences": 5, "final_steps": 9, "seed": 7}
+    recipe = seen["settings"].recipe
+    assert seen["settings"] == pruning.Settings(**texts, **(mine if given else {}), recipe=recipe)
+    assert recipe[:4] == ((6, 4, 32, 3e-3) if given else (50, 4, 32, 5e-4))
+    assert recipe.rest_rate == pytest.approx(recipe.rate / 3)
 
 
 @pytest.mark.usefixtures("no_gain")

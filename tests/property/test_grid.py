@@ -215,6 +215,16 @@ def test_a_symmetric_grid_clips_plus_absmax_by_half_a_step_and_not_minus_absmax(
     assert result.zero_point.item() == 2 ** (bits - 1)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_symmetric_grid_of_a_row_of_one_sign_reaches_its_largest_weight(sign: int) -> None:
+    """The authors' quantiser keeps the least weight at 0 where none is negative, and ends at 7/15 of the largest."""
+    weight = sign * torch.rand(3, 64, generator=torch.Generator().manual_seed(0))
+    spec = QuantizationSpec(4, symmetric=True)
+    result = quantize_layer(weight, spec, scale_dtype=torch.float32).dequantize()
+    step = 2 * weight.abs().amax(1) / 15
+    assert ((result - weight).abs().amax(1) <= step / 2 * 1.0001).all()
+
+
 def test_without_zero_in_range_a_group_far_from_zero_collapses() -> None:
     """The quirk of AWQ's grid: [0.50, 0.99] has its zero point clamped to 0."""
     weight = torch.linspace(0.50, 0.99, 16).reshape(1, 16)

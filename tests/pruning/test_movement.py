@@ -444,6 +444,18 @@ def test_a_finalised_model_is_saved_and_loaded_by_transformers(tmp_path):
     assert (weight != 0).sum() == int(0.1 * weight.numel())
 
 
+@pytest.mark.parametrize("method", ["movement", "soft", "l0", "magnitude"])
+def test_a_diverged_run_is_refused_in_place_of_a_layer_of_zeros(method):
+    """AdamW in float16 does it: the squares of small gradients are 0, and so is its epsilon."""
+    model = net().half()
+    attach(model, method)
+    layer = model[2]
+    with torch.no_grad():
+        (layer.weight if method == "magnitude" else layer.scores)[0] = torch.nan
+    with pytest.raises(ValueError, match="layer '2' has NaN scores"):
+        movement.finalize(model)
+
+
 def test_plain_torch_loads_it_and_the_coded_file_is_smaller(tmp_path):
     torch.manual_seed(0)
     dense = nn.Sequential(nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 128))

@@ -240,6 +240,23 @@ def test_two_layers_that_share_a_weight_are_refused():
         find_groups(model, torch.zeros(1, 3))
 
 
+def test_norms_without_a_scale_share_nothing():
+    """Their weight is None, the same None in all of them; it was taken for a weight that two layers share."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, affine=False), nn.ReLU(),
+        nn.Conv2d(8, 6, 3), nn.BatchNorm2d(6, affine=False), nn.Flatten(), nn.Linear(6 * 16, 2),
+    ).eval()  # fmt: skip
+    for norm in (model[1], model[4]):
+        nn.init.normal_(norm.running_mean)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+    x = torch.randn(2, 3, 8, 8)
+    free = [group for group in find_groups(model, x) if not group.fixed]
+    assert [group.name for group in free] == ["0", "3"]
+    small, zeros = pruned_pair(model, free, 0.5)
+    assert small[4].num_features == len(small[4].running_mean) == 3
+    torch.testing.assert_close(small(x), zeros(x))
+
+
 def test_an_operand_with_fewer_axes_first_is_refused():
     """``[n, c]`` times ``[n, c, c, n]`` pairs the channels of one with positions of the other."""
 

@@ -182,6 +182,19 @@ def test_dead_columns_become_zero_and_change_nothing_else() -> None:
     assert (solution.codes[:, kept] == without.codes).float().mean() > 0.99
 
 
+@pytest.mark.parametrize("spec", [QuantizationSpec(4), QuantizationSpec(4, symmetric=True, per_tensor=True)])
+@pytest.mark.parametrize("act_order", [False, True])
+def test_static_groups_mean_nothing_without_groups(spec: QuantizationSpec, act_order: bool) -> None:
+    """The authors' loop over static groups is empty then: the grid of a row still counts a dead column's weight."""
+    weight, hessian = problem(12)
+    weight[:, [3, 40]] *= 6
+    plain = gptq.solve(weight, with_dead_columns(hessian), spec, act_order=act_order)
+    static = gptq.solve(weight, with_dead_columns(hessian), spec, act_order=act_order, static_groups=True)
+    assert torch.equal(plain.scale, grid.fit(weight, spec)[0])
+    assert torch.equal(static.scale, plain.scale)
+    assert torch.equal(static.codes, plain.codes)
+
+
 def test_columns_of_equal_size_are_taken_in_their_order() -> None:
     """Columns of unit Hessian do not touch each other: the groups of act-order are then those of the plain order."""
     weight, _ = problem(10)
