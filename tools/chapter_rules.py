@@ -206,6 +206,37 @@ def figures(notebook: Notebook) -> Iterator[str]:
             yield f"figure {label!r}: its caption cell asserts nothing about what plotted() returns"
 
 
+def removed(notebook: Notebook) -> Iterator[str]:
+    """What a cell on the page uses is defined on the page, open or folded; all cells may `glue`."""
+    there: set[str] = set()
+    away: set[str] = set()
+    for cell in code_cells(notebook):
+        defined, used = _names(cell["source"])
+        if "remove-cell" in tags(cell):
+            away |= defined - there
+            continue
+        there |= defined
+        lost = sorted((used & away) - there - {"glue"})
+        if lost:
+            yield f"names that only a cell tagged remove-cell defines: {', '.join(lost)}; tag that hide-cell"
+
+
+def _names(source: str) -> tuple[set[str], set[str]]:
+    """The names that a cell binds, anywhere in it, and those that it reads."""
+    bound: set[str] = set()
+    read: set[str] = set()
+    for node in ast.walk(_tree(source)):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            bound.add(node.name)
+        elif isinstance(node, ast.alias):
+            bound.add((node.asname or node.name).partition(".")[0])
+        elif isinstance(node, ast.arg):
+            bound.add(node.arg)
+        elif isinstance(node, ast.Name):
+            (bound if isinstance(node.ctx, ast.Store) else read).add(node.id)
+    return bound, read
+
+
 def figure_names(notebook: Notebook) -> list[str]:
     cells = [cell for cell in code_cells(notebook) if "figure" in tags(cell)]
     return [cell["metadata"].get("mystnb", {}).get("figure", {}).get("name", "") for cell in cells]
@@ -217,9 +248,7 @@ def _asserts(cell: Cell) -> bool:
 
 def _tree(source: str) -> ast.Module:
     # IPython's % and ! lines are not Python.
-    return ast.parse(
-        "\n".join("" if line.lstrip()[:1] in "%!" and line.strip() else line for line in source.splitlines())
-    )
+    return ast.parse("\n".join("" if re.match(r"\s*[%!](?!=)", line) else line for line in source.splitlines()))
 
 
 def asserts_plotted(source: str) -> bool:
@@ -249,7 +278,7 @@ def asserts_plotted(source: str) -> bool:
 
 def breaches(notebook: Notebook, path: Path, url: str) -> list[str]:
     """Everything that is wrong with the chapter at `path` (relative to the repository)."""
-    rules = (own, quizzes, boxes, exercises, remember, figures)
+    rules = (own, quizzes, boxes, exercises, remember, removed, figures)
     found = [*hygiene(notebook), *opening(notebook, path, url), *order(notebook)]
     found += [text for rule in rules for text in rule(notebook)]
     return [f"{path}: {text}" for text in found]

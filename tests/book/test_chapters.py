@@ -61,6 +61,10 @@ def setting(path, value):
     return change
 
 
+def hide_where_axes_come_from(notebook):
+    notebook["cells"].insert(5, code("axes = axes_of('error')", "remove-cell"))
+
+
 def drop_tag(tag):
     def change(notebook):
         for target in notebook["cells"]:
@@ -83,6 +87,7 @@ BROKEN = {
     "no reading time": (replace("5 minutes to read", ""), "minutes to read"),
     "another first cell": (replace("import google.colab", "import google"), "Colab cell"),
     "a shown Colab cell": (drop_tag("remove-cell"), "Colab cell"),
+    "a name from nowhere": (hide_where_axes_come_from, "remove-cell defines: axes;"),
     "no question": (replace("## The question", "## A question"), "headings"),
     "wrong order": (lambda n: n["cells"].append(n["cells"].pop(2)), "headings"),
     "a long cell": (replace("axes.plot(", 41 * "x = 1\n" + "axes.plot("), "split it"),
