@@ -75,8 +75,11 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = app(arguments or ["--help"], prog_name="python -m reference", standalone_mode=False)
     except UsageError as error:
+        message = error.format_message().rstrip(".")
+        if not message:  # a group of commands without one: typer has shown its help
+            sys.exit(2)
         command = getattr(getattr(error, "ctx", None), "command_path", "python -m reference")
-        _fail(f"{error.format_message().rstrip('.')}; see {command} --help")
+        _fail(f"{message}; see {command} --help")
     except (ValueError, TypeError, OSError) as error:
         _fail(str(error))
     except Interrupted as error:

@@ -4,6 +4,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from fnmatch import fnmatchcase
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -85,7 +86,14 @@ def compress(
         raise FileNotFoundError(f"there is no folder {str(output.resolve().parent)!r} to write {output.name!r} to")
     check_target(output)
     shards, files = _sources(model)
-    _, dtypes = _headers(shards)
+    names, dtypes = _headers(shards)
+    if not lossless and _quantised(files.get("config.json", b"{}")):
+        raise ValueError(
+            f"{model!r} is quantised already, and its scales bear no more loss; --lossless codes it exactly"
+        )
+    for pattern in skip or ():
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"pattern {pattern!r} fits no tensor; they are called {names[0]} to {names[-1]}")
     dense = sum(shard.stat().st_size for shard in shards)
     patterns = tuple(skip) if skip is not None else deep_compression.KEPT
 
@@ -201,7 +209,12 @@ def inspect_container(file: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"file": str(file), "bytes": size, "parts": _totals(parts), "layers": layers}, indent=2))
         return
-    table = Table("layer", "how", Column("bytes", justify="right"), Column("times smaller", justify="right"))
+    table = Table(
+        Column("layer", overflow="fold"),
+        "how",
+        Column("bytes", justify="right"),
+        Column("times smaller", justify="right"),
+    )
     for name, row in layers.items():
         how = f"{row['bits']} bits, {row['sparsity']:.1%} pruned" if "bits" in row else next(iter(row["parts"]))
         table.add_row(name, how, f"{row['bytes']:,}", f"{row['dense_bytes'] / max(1, row['bytes']):.2f}")
@@ -233,6 +246,13 @@ def _sources(model: str) -> tuple[list[Path], dict[str, bytes]]:
         if path.is_file() and not path.name.endswith((".safetensors", ".safetensors.index.json"))
     }
     return shards, files
+
+
+def _quantised(config: bytes) -> bool:
+    try:
+        return "quantization_config" in json.loads(config)
+    except (ValueError, TypeError):  # damaged: carried as it is
+        return False
 
 
 def _headers(shards: list[Path]) -> "tuple[list[str], dict[str, torch.dtype]]":

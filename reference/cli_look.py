@@ -126,7 +126,9 @@ def inspect(model: Model, as_json: Json = False) -> None:
         return
     print(f"{model}: {config['model_type']}, {len(layers)} modules with weights")
     known = any("error" in row for row in layers.values())
-    table = Table("module", "grid", *(["error"] if known else []), Column("bytes", justify="right"))
+    table = Table(
+        Column("module", overflow="fold"), "grid", *(["error"] if known else []), Column("bytes", justify="right")
+    )
     for name, row in layers.items():
         error = f"{row['error']:.3g} of {row['error_of']}" if "error" in row else ""
         removed = f", {row['removed']:.1%} removed" if "removed" in row else ""

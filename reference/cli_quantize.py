@@ -139,7 +139,7 @@ def quantize(
     from reference import checkpoint, ranks, workflow
     from reference.models import loading
     from reference.pipeline import check_output, quantize_folder
-    from reference.quantization.activations import ActivationSpec
+    from reference.quantization.activations import GRANULARITIES, ActivationSpec
     from reference.quantization.grid import QuantizationSpec
 
     without_progress_bars()
@@ -147,7 +147,11 @@ def quantize(
     spec = QuantizationSpec(bits, symmetric=symmetric, group_size=size, clip_search=clip_search)
     if method not in workflow.METHODS:
         raise ValueError(f"--method is {method!r}; it may be {', '.join(workflow.METHODS)}")
+    if activations not in ("float", *GRANULARITIES):
+        raise ValueError(f"--activations is {activations!r}; it may be float, {', '.join(GRANULARITIES)}")
     inputs = None if activations == "float" else ActivationSpec(granularity=activations)
+    if act_order and not method.endswith("gptq"):
+        raise ValueError(f"--act-order is for gptq, awq+gptq and smoothquant+gptq; --method is {method!r}")
     if format not in checkpoint.FORMATS:
         raise ValueError(f"--format is {format!r}; it may be {', '.join(checkpoint.FORMATS)}")
     if act_order and not static_groups and format != "gptq":

@@ -85,8 +85,8 @@ def check_target(target: str | os.PathLike, *, replace: bool = False) -> None:
         replace: whether it may hold something.
 
     Raises:
-        FileExistsError: ``target`` is a file, lies below one, or holds something and ``replace``
-            is not set.
+        FileExistsError: ``target`` is a file, lies below one, is the folder that this runs in, or
+            holds something and ``replace`` is not set.
         PermissionError: the folder that it would lie in is not writable.
 
     Example:
@@ -101,6 +101,8 @@ def check_target(target: str | os.PathLike, *, replace: bool = False) -> None:
     if path.is_dir():
         if any(path.iterdir()) and not replace:
             raise FileExistsError(f"output folder {str(target)!r} is not empty; name a new one or empty it first")
+        if path == Path.cwd():  # what takes its name would be another folder than the one that we stand in
+            raise FileExistsError(f"output {str(target)!r} is the folder that this runs in; name a new one in it")
         path = path.parent  # where the temporary folder is made
     nearest = next(parent for parent in (path, *path.parents) if parent.exists())
     if not nearest.is_dir():

@@ -51,7 +51,9 @@ def pack(values: Tensor, bits: int) -> Tensor:
     runs = functional.pad(values, (0, blocks * 32 - n)).view(rows, blocks * 4, 8).to(torch.int64)
     joined = (runs << torch.arange(0, 8 * bits, bits, device=values.device)).sum(-1)
     stream = joined.view(torch.uint8).view(rows, blocks * 4, 8)[..., :bits].contiguous()
-    return stream.view(rows, blocks * 4 * bits).view(torch.int32)[:, :words].contiguous()
+    whole = stream.view(rows, blocks * 4 * bits).view(torch.int32)
+    # A part in memory of its own: one row's is contiguous as it stands, and safetensors writes no views.
+    return whole if words == whole.shape[1] else whole[:, :words].clone(memory_format=torch.contiguous_format)
 
 
 def unpack(packed: Tensor, bits: int, n: int) -> Tensor:

@@ -111,6 +111,20 @@ def test_inspect_names_the_grid_of_every_layer(run: Callable, model: Path, text:
     assert "float" in result.out
 
 
+@pytest.mark.parametrize("columns", ["40", "80"])
+def test_inspect_shows_names_whole_in_a_narrow_terminal(
+    run: Callable, model: Path, text: Path, tmp_path: Path, columns: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut after as many letters, query, key and value are one name."""
+    run("quantize", model, "--output", tmp_path / "out", "--group-size", 64, "--no-evaluate")
+    run("compress", model, tmp_path / "out.dcz")
+    monkeypatch.setenv("COLUMNS", columns)
+    for made in ("out", "out.dcz"):
+        cells = [line.split("│")[1].strip() for line in run("inspect", tmp_path / made).out.splitlines() if "│" in line]
+        for projection in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            assert f"model.layers.1.self_attn.{projection}" in "".join(cells)
+
+
 def test_calibration_takes_as_many_windows_from_each_text_and_at_least_those_asked_for(
     text: Path, tmp_path: Path
 ) -> None:
@@ -183,6 +197,9 @@ def test_help_of_the_program_names_the_commands_and_comes_without_arguments_too(
     empty = run()
     assert empty.code == 2
     assert empty.out == result.out
+    group = run("workflow")
+    assert (group.code, group.err) == (2, "")
+    assert "prune" in group.out
 
 
 # --- as a program ---------------------------------------------------------------------------------

@@ -147,6 +147,7 @@ def test_every_dtype_comes_back_as_it_was(tmp_path: Path, run: Callable) -> None
         (["compress", "tutorial", "x.dcz", "--sparsity", "1"], "--sparsity is 1"),
         (["compress", "tutorial", "x.dcz", "--lossless", "--sparsity", "0.5"], "--lossless keeps every tensor"),
         (["compress", "tutorial", "x.dcz", "--lossless", "--bits", "4"], "--lossless keeps every tensor"),
+        (["compress", "tutorial", "x.dcz", "--skip", "*.layer.0.*"], "pattern '*.layer.0.*' fits no tensor"),
         (["compress", "tutorial", "there.dcz"], "'there.dcz' exists"),
         (["compress", "tutorial", "no/folder/x.dcz"], "there is no folder"),
         (["compress", "there.dcz.safetensors", "x.dcz"], "is not a safetensors file"),
@@ -167,6 +168,20 @@ def test_wrong_input_is_one_line(
     assert message in err
     assert err.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["there.dcz", "there.dcz.safetensors"]
+
+
+def test_what_is_quantised_already_is_coded_exactly_or_not_at_all(tmp_path: Path, run: Callable, model: Path) -> None:
+    """Scales are matrices too: pruned and shared, they would change every weight that they multiply."""
+    assert run("quantize", model, "--output", tmp_path / "q", "--group-size", 64, "--no-evaluate")[0] == 0
+    code, out, err = run("compress", tmp_path / "q", tmp_path / "q.dcz", "--bits", 5)
+    assert (code, out) == (2, "")
+    assert "is quantised already, and its scales bear no more loss; --lossless codes it exactly" in err
+    assert not (tmp_path / "q.dcz").exists()
+    assert run("compress", tmp_path / "q", tmp_path / "q.dcz", "--lossless")[0] == 0
+    assert run("decompress", tmp_path / "q.dcz", tmp_path / "back")[0] == 0
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("q", "back"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_damage_is_named_and_leaves_nothing(tmp_path: Path, run: Callable) -> None:

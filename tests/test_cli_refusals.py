@@ -38,6 +38,16 @@ def truncate(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:40])
 
 
+def drop_vocabulary(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+
+
+def leave_only_sentencepiece(folder: Path) -> None:
+    drop_vocabulary(folder)
+    (folder / "tokenizer.model").write_bytes(b"read by a package that our environments do not hold")
+
+
 def drop_tensor(folder: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -63,7 +73,10 @@ def poison(folder: Path) -> None:
         ),
         (["--group-size", 0], "group_size is 0; it may be a positive integer"),
         (["--bits", 9], "bits is 9; it may be an integer from 2 to 8"),
+        (["--group-size", 24], "(one scale per output channel; --group-size -1) always fits"),
         (["--bits", "four"], "Invalid value for '--bits'"),
+        (["--activations", "int8"], "--activations is 'int8'; it may be float, per_token, per_tensor, static"),
+        (["--act-order"], "--act-order is for gptq, awq+gptq and smoothquant+gptq; --method is 'round_to_nearest'"),
         (["--method", "magic"], "--method is 'magic'; it may be round_to_nearest"),
         (["--text", "novel"], "text 'novel' is neither a file nor one of code, documentation"),
         (["--window", 64, "--stride", 65], "stride is 65; it may be 1 to window (64)"),
@@ -103,6 +116,8 @@ def test_wrong_options_end_with_one_line_and_leave_nothing(
             drop_tokenizer,
             "the model's folder has no tokenizer, so it cannot be evaluated; add one or use --no-evaluate",
         ),
+        (drop_vocabulary, "has a tokenizer_config.json and no vocabulary; add the file that the model comes with"),
+        (leave_only_sentencepiece, "transformers needs two packages: pip install sentencepiece protobuf"),
         (drop_tensor, "is incomplete: 1 tensors are missing, the first model.layers.0.mlp.up_proj.weight"),
         (poison, "model.layers.1.mlp.up_proj holds 1 NaN and 0 infinite values"),
     ],

@@ -9,7 +9,7 @@ except ImportError:
     pass
 else:
     package = (
-        "model-compression-reference @ git+"
+        "model-compression-reference[serving] @ git+"
         "https://github.com/OWNER/REPOSITORY"
     )
     subprocess.run(

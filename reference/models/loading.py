@@ -6,12 +6,16 @@ from typing import Any
 
 import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
 from reference.models import minilm, tutorial
 from reference.models.conv1d import linearize
 from reference.models.families import blocks, family_of_type
 
 PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+
+#: Files that hold a tokenizer's words, one of which every tokenizer has.
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken", "tekken.json")
 
 
 def resolve(name: str) -> Path:
@@ -175,7 +179,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
         folder: of :func:`resolve`.
 
     Raises:
-        ValueError: its files are damaged.
+        ValueError: its files are damaged or not all there, or need a package that is not installed.
 
     Example:
         >>> load_tokenizer(resolve("tutorial")).tokenize("return x")  # Ġ is a space
@@ -183,8 +187,19 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
 
     Chapter: none (loading)
     """
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
-        return None
+    named = [name for name in VOCABULARIES if any(folder.glob(name))]
+    if not named:
+        if not (folder / "tokenizer_config.json").is_file():
+            return None
+        raise ValueError(  # transformers would make up one that knows no words
+            f"the tokenizer in {str(folder)!r} has a tokenizer_config.json and no vocabulary; add the file that the model "
+            "comes with: tokenizer.json, tokenizer.model, or vocab.json and merges.txt"
+        )
+    if named == ["*.model"] and not (is_sentencepiece_available() and is_protobuf_available()):
+        raise ValueError(
+            f"the tokenizer in {str(folder)!r} has no tokenizer.json, and to read its .model file transformers needs two "
+            "packages: pip install sentencepiece protobuf"
+        )
     try:
         return AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # tokenizers raises a bare Exception for a damaged file

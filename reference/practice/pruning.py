@@ -78,7 +78,7 @@ def run(
 
 
 def _goal(folder: Path, dense: int, target: Target, sparsity: float | None) -> float | None:
-    """Share of the blocks' weights that must go for the size asked for; None where none is."""
+    """Share of the blocks' weights that must go for the size asked for; None where none is, or it is met."""
     if sparsity is not None and not 0 < sparsity < 1:
         raise ValueError(f"sparsity is {sparsity}; it may be above 0 and below 1")
     meta = StreamedModel(folder).model
@@ -91,5 +91,5 @@ def _goal(folder: Path, dense: int, target: Target, sparsity: float | None) -> f
             f"the target of {target.max_bytes:,.0f} bytes leaves nothing of the blocks: they are {linear:,} of {dense:,} bytes, "
             "and embeddings are not pruned. Ask for less"
         )
-    goals = [goal for goal in (sparsity, wanted) if goal]
+    goals = [goal for goal in (sparsity, wanted) if goal and goal > 0]  # a size that is met already asks for nothing
     return max(goals) if goals else None

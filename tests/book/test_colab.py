@@ -43,6 +43,8 @@ def test_on_colab_it_installs_from_the_repository(monkeypatch):
     requirement = Requirement(command[-1])
     assert requirement.name == "model-compression-reference"
     assert requirement.url == f"git+{address.address()}"
+    # Without it post_training cannot load what it wrote in transformers, and production has no server to start.
+    assert requirement.extras == {"serving"}
     assert options["check"]
 
 

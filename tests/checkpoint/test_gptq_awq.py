@@ -282,6 +282,15 @@ def test_awq_files_mean_what_the_layers_compute(symmetric: bool, tmp_path: Path)
     assert torch.equal(checkpoint.load(tmp_path / "out")(IDS).logits, model(IDS).logits)
 
 
+def test_awq_words_of_one_group_that_fill_no_block_are_written(tmp_path: Path) -> None:
+    """A row of 3 words was a view of a block of 4, which is not written."""
+    layer = QuantizedLinear(quantize_layer(torch.randn(24, 32), QuantizationSpec(4)))
+    found = awq.tensors(layer, "gate_proj", {})
+    assert found["qzeros"].untyped_storage().nbytes() == found["qzeros"].nbytes == 12
+    checkpoint.save_torch_state_dict(found, tmp_path)
+    assert all(torch.equal(tensor, found[name]) for name, tensor in load_file(tmp_path / "model.safetensors").items())
+
+
 def test_what_the_formats_cannot_hold_is_refused_by_name(tmp_path: Path) -> None:
     model = workflow.quantize(llama(), QuantizationSpec(3, symmetric=True), scale_dtype=torch.float16)
     with pytest.raises(ValueError, match=r"model\.layers\.0\.self_attn\.q_proj has 3 bits; the awq format holds 4"):

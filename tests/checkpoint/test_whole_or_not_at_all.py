@@ -74,15 +74,16 @@ def test_replace_brings_the_old_folder_back_when_the_exchange_fails(
     assert [path.name for path in tmp_path.rglob("*")] == ["target", "new"]
 
 
-def test_the_current_folder_and_a_link_to_an_empty_folder_are_fine(
+def test_a_link_to_an_empty_folder_is_fine_and_the_current_folder_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    with atomic_directory(".") as folder:
-        (folder / "file").touch()
-    assert (tmp_path / "here" / "file").is_file()
+    with pytest.raises(FileExistsError, match=r"output '\.' is the folder that this runs in"), atomic_directory("."):
+        pytest.fail("would be replaced under our feet")
+    assert Path.cwd() == tmp_path / "here"
+    assert Path(".").is_dir()
     (tmp_path / "link").symlink_to(tmp_path / "there")
     with atomic_directory(tmp_path / "link") as folder:
         (folder / "file").touch()

@@ -1,6 +1,7 @@
 """``workflow prune``: gradual cuts of whole units, fine-tuning, and single zeros only where a kernel pays."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from reference.evaluation import size_on_disk
 from reference.models import loading
 from reference.models.families import block_linears
 from reference.practice import cuts, measurement, pruning, pruning_steps, sparse_kernels
+from reference.practice.targets import Target
 from reference.practice.work import unfinished
 from reference.pruning import schedules
 
@@ -124,6 +126,12 @@ def test_a_size_in_bytes_is_reached(run: Callable, llama: Path, tmp_path: Path) 
     )
     assert (result.code, result.json["met"]) == (0, True)
     assert size_on_disk(llama)["total"] / size_on_disk(tmp_path / "out")["total"] >= 1.3
+
+
+def test_a_size_that_is_met_already_asks_for_no_cut(llama: Path) -> None:
+    dense = size_on_disk(llama)["total"]
+    for most, sparsity, goal in ((10 * dense, None, None), (dense, None, None), (10 * dense, 0.2, 0.2)):
+        assert pruning._goal(llama, dense, Target(math.inf, most), sparsity) == goal
 
 
 @pytest.mark.usefixtures("no_gain")
