@@ -1,6 +1,5 @@
 """The command line: ``python -m reference {quantize,prune,evaluate,compress,decompress,inspect} MODEL``, ``… workflow``."""
 
-import _thread
 import logging
 import os
 import signal
@@ -102,7 +101,7 @@ def _stoppable(told: list[int]) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         while frame is not None and frame.f_code is not Commands.invoke.__code__:
             if frame.f_code.co_filename == "<frozen importlib._bootstrap>" or frame.f_code.co_name == "__del__":
-                again = threading.Timer(0.05, _thread.interrupt_main, [number])
+                again = threading.Timer(0.05, signal.pthread_kill, [threading.main_thread().ident, number])
                 again.daemon = True
                 again.start()
                 return

@@ -37,6 +37,8 @@ LOADED: dict[str, list[str]] = {
     "gptq": ["--bits", "4", "--group-size", "64", "--format", "gptq", "--method", "gptq", "--act-order"],
     "awq": ["--bits", "4", "--group-size", "64", "--format", "awq", "--method", "awq", "--affine"],
 }
+#: 8-bit inputs in the first block alone: less rounding piles up, so smaller faults show.
+ONE_BLOCK = [*LOADED["integers"], "--skip", "*.layers.[1-5].*"]
 #: Folder → options, and what vLLM says on any device; "split" leaves a layer in float that it joins to two others.
 REFUSED = {
     "split": (["--bits", "4", "--group-size", "128", "--skip", "*.q_proj"], "different quantization schemes for the shards"),
@@ -66,18 +68,26 @@ def tokens() -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """All of `LOADED` and `REFUSED`, the float model, and a folder whose scales were damaged."""
+    """All of `LOADED` and `REFUSED`, the float model, one with one block of integers, and two whose scales were damaged."""
     work = tmp_path_factory.mktemp("folders")
     made = {"float": work / "float"}
     checkpoint.save(tutorial.load(dtype=torch.bfloat16), made["float"], tokenizer=tutorial.tokenizer())
-    for name, options in (LOADED | {name: options for name, (options, _) in REFUSED.items()}).items():
+    refused = {name: options for name, (options, _) in REFUSED.items()}
+    for name, options in (LOADED | {"one block": ONE_BLOCK} | refused).items():
         made[name] = work / name
         cli.main(["quantize", "tutorial", "--no-evaluate", "--sequences", "16", *options, "--output", str(made[name])])
-    made["damaged"] = Path(shutil.copytree(made["grouped"], work / "damaged"))
-    tensors = safetensors.torch.load_file(made["damaged"] / "model.safetensors")
-    tensors["model.layers.3.mlp.up_proj.weight_scale"] *= 1.25
-    safetensors.torch.save_file(tensors, made["damaged"] / "model.safetensors", {"format": "pt"})
+    made["damaged"] = damaged(made["grouped"], "model.layers.3.mlp.up_proj", 1.25)
+    made["one block, damaged"] = damaged(made["one block"], "model.layers.0.mlp.up_proj", 1.02)
     return made
+
+
+def damaged(folder: Path, layer: str, factor: float) -> Path:
+    """A copy beside it with the scales of one layer times the factor."""
+    copy = Path(shutil.copytree(folder, folder.with_name(f"{folder.name}, {layer} times {factor}")))
+    tensors = safetensors.torch.load_file(copy / "model.safetensors")
+    tensors[f"{layer}.weight_scale"] *= factor
+    safetensors.torch.save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    return copy
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +96,10 @@ def answers(
 ) -> dict[str, dict]:
     """What vLLM says to each folder: asked in 16-bit floats, and in bfloat16 where it has integer products for that only."""
     work = tmp_path_factory.mktemp("vllm")
+    integers = ("integers", "one block", "one block, damaged")
     asked = {
-        "float16": {name: str(folder) for name, folder in folders.items() if name != "integers"},
-        "bfloat16": {"float, bfloat16": str(folders["float"]), "integers": str(folders["integers"])},
+        "float16": {name: str(folder) for name, folder in folders.items() if name not in integers},
+        "bfloat16": {"float, bfloat16": str(folders["float"])} | {name: str(folders[name]) for name in integers},
     }
     answers = {}
     for dtype, some in asked.items():
@@ -102,14 +113,21 @@ def answers(
     return answers
 
 
-def difference(answer: dict, folder: Path, tokens: torch.Tensor) -> float:
-    """Root mean square of vLLM's log-probabilities less ours, which are computed in 32 bits from the same folder."""
+@torch.no_grad()
+def ours(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
+    """Our log-probabilities, computed in 32 bits."""
+    logits = checkpoint.load(folder, dtype=torch.float32)(input_ids=tokens).logits[:, :-1].double()
+    return logits.log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
+
+
+def theirs(answer: dict) -> torch.Tensor:
     assert "error" not in answer, answer
-    with torch.no_grad():
-        logits = checkpoint.load(folder, dtype=torch.float32)(input_ids=tokens).logits[:, :-1].double()
-    ours = logits.log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
-    theirs = torch.tensor(answer["logprobs"], dtype=torch.float64)
-    return (theirs - ours).square().mean().sqrt().item()
+    return torch.tensor(answer["logprobs"], dtype=torch.float64)
+
+
+def difference(answer: dict, folder: Path, tokens: torch.Tensor) -> float:
+    """Root mean square of vLLM's log-probabilities less ours from the same folder."""
+    return (theirs(answer) - ours(folder, tokens)).square().mean().sqrt().item()
 
 
 def test_vllm_computes_the_float_model_to_its_rounding(folders, answers, tokens):
@@ -129,6 +147,28 @@ def test_vllm_computes_what_we_compute_from_the_same_folder(name, folders, answe
 def test_a_damaged_folder_would_be_noticed(folders, answers, tokens):
     noise = difference(answers["float"], folders["float"], tokens)
     assert difference(answers["damaged"], folders["grouped"], tokens) > 4 * noise
+
+
+def part(fault: torch.Tensor, found: torch.Tensor) -> float:
+    """How much of a fault is in what was found. Rounding has no direction, a fault has one: this projects on it."""
+    return float((found * fault).sum() / fault.square().sum())
+
+
+@pytest.mark.parametrize(
+    "layer", [f"self_attn.{x}_proj" for x in "qkvo"] + [f"mlp.{x}_proj" for x in ("gate", "up", "down")]
+)
+def test_no_fault_of_five_percent_hides_in_the_rounding_of_integers(layer, folders, answers, tokens):
+    """The part is above 0 without one: a fault also rounds other inputs otherwise, away from ours as vLLM's are."""
+    whole = ours(folders["one block"], tokens)
+    fault = ours(damaged(folders["one block"], f"model.layers.0.{layer}", 1.05), tokens) - whole
+    assert abs(part(fault, theirs(answers["one block"]) - whole)) < 0.5
+
+
+def test_a_fault_of_two_percent_is_noticed(folders, answers, tokens):
+    whole = ours(folders["one block"], tokens)
+    fault = ours(folders["one block, damaged"], tokens) - whole
+    assert abs(part(fault, theirs(answers["one block"]) - whole)) < 0.25
+    assert 0.75 < part(fault, theirs(answers["one block, damaged"]) - whole) < 1.25
 
 
 @pytest.mark.parametrize("name", EACH)
