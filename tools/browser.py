@@ -165,17 +165,21 @@ class Browser:
     def open(self, target: Path | str, fragment: str = "") -> Seen:
         """Open a page, wait until it is loaded and its mathematics set; what it asked for and complained of."""
         url = target.resolve().as_uri() if isinstance(target, Path) else target
+        self._navigate("about:blank")  # what the page before still complains of is its own
+        self._navigate(url + fragment)
+        self.evaluate(
+            "Promise.resolve(window.MathJax?.startup?.promise).then(() => document.fonts.ready).then(() => true)"
+        )
+        return self.seen
+
+    def _navigate(self, url: str) -> None:
         self.seen, self._events = Seen(), []
-        answer = self.send("Page.navigate", url=url + fragment)
+        answer = self.send("Page.navigate", url=url)
         if answer.get("errorText"):
             raise BrowserError(f"{url}: {answer['errorText']}")
         deadline = time.monotonic() + self._patience
         while not any(e["method"] == "Page.loadEventFired" for e in self._events):
             self._read(deadline)
-        self.evaluate(
-            "Promise.resolve(window.MathJax?.startup?.promise).then(() => document.fonts.ready).then(() => true)"
-        )
-        return self.seen
 
     def evaluate(self, script: str) -> Any:
         """The value of a JavaScript expression; a promise is awaited.

@@ -172,3 +172,16 @@ def test_search_says_when_nothing_is_found(chromium, site):
     chromium.view(1280)
     chromium.open(site / "search.html", "?q=qzxqzx")
     chromium.wait_for("document.querySelector('#search-results')?.innerText.includes('did not match')")
+
+
+def test_a_pages_late_errors_are_not_the_next_ones(chromium, tmp_path):
+    late, quiet = tmp_path / "late.html", tmp_path / "quiet.html"
+    late.write_text("<script>setInterval(() => { throw new Error('late'); }, 1)</script>")
+    quiet.write_text("<p>quiet</p>")
+    for _ in range(10):
+        chromium.open(late)
+        assert chromium.open(quiet).errors == []
+        assert chromium.evaluate("document.body.textContent.trim()") == "quiet"
+    seen = chromium.open(late)
+    chromium.wait_for("new Promise((done) => setTimeout(() => done(true), 50))")
+    assert seen.errors
