@@ -23,8 +23,8 @@ import nbformat
 from book_paths import CACHE, ROOT, digest, files_below
 
 EXECUTED = CACHE / "executed"
-#: Seconds that a chapter may take alone on the machine. With both cores busy the same notebook was seen to take 1.7 times as
-#: long, so the build stops only where that does not explain it.
+#: Seconds that a chapter may take on the processors that the chapters were written on. The same notebook was seen to take 1.7
+#: times as long on others, and on a rented one from day to day: the build stops only where that does not explain it.
 AIM = 120.0
 LIMIT = 1.75 * AIM
 CELL_TIMEOUT = 400  # seconds; a hanging cell ends here, a chapter over the limit fails with its own message

@@ -352,10 +352,13 @@ def _smallest(score: Tensor, count: int, tie_rule: str) -> Tensor:
         return torch.zeros_like(score, dtype=torch.bool)
     if tie_rule == "last":
         return _smallest(score.flip(1), count, "first").flip(1)
-    values, order = score.sort(dim=1, stable=True)
-    if tie_rule == "all":
-        return score <= values[:, count - 1 : count]
-    return torch.zeros_like(score, dtype=torch.bool).scatter_(1, order[:, :count], True)
+    last = score.kthvalue(count, dim=1, keepdim=True).values  # the largest that goes: selected, not sorted for
+    gone = score <= last
+    if tie_rule == "all" or bool((gone.sum(1) == count).all()):
+        return gone
+    below, equal = score < last, score == last
+    left = count - below.sum(1, keepdim=True)
+    return below | (equal & (equal.cumsum(1) <= left))
 
 
 def _largest(score: Tensor, count: int, tie_rule: str) -> Tensor:
