@@ -63,10 +63,10 @@ def evaluate(
     for name, one in ((model, folder), (against, other)):
         if one is not None and loading.model_class(one) and not predicts(one):
             raise ValueError(f"{name!r} does not predict tokens (an encoder?), so it has no perplexity")
-    network, tokenizer = _load_any(folder, place), loading.load_tokenizer(folder)
-    texts = read_texts(text, tokenizer, tokens)
+    texts = read_texts(text, loading.load_tokenizer(folder), tokens)
     for one in (folder, *([] if other is None else [other])):
         check_tokens(one, window, (ids for ids, _ in texts.values()))
+    network = _load_any(folder, place)
     quality = losses(network, texts, window, stride, "evaluating")
     report: dict[str, Any] = {"model": model, "quality": quality, "bytes": sizes(folder)}
     if other is not None:

@@ -8,12 +8,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny_models
 import torch
-from command_line import quantize_options, refused
+from command_line import intercepted, quantize_options, refused
 from transformers import AutoModelForCausalLM
 
 from reference import checkpoint, cli, cli_shared, evaluation, pipeline, workflow
@@ -147,14 +146,8 @@ def test_every_option_of_quantize_arrives(
     run: Callable, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: bool
 ) -> None:
     """And what is not given is what the library does by itself."""
-    seen: dict[str, Any] = {}
-
-    def solve(*arguments: object, **options: object) -> None:
-        seen.update(options, arguments=arguments)
-        raise KeyboardInterrupt
-
     ours = inspect.signature(pipeline.quantize_folder).parameters
-    monkeypatch.setattr(pipeline, "quantize_folder", solve)
+    seen = intercepted(monkeypatch, pipeline, "quantize_folder")
     options = [
         "--method", "smoothquant+gptq", "--bits", 3, "--group-size", -1, "--affine", "--clip-search", "--activations", "static",
         "--sequences", 6, "--damping", 0.25, "--act-order", "--moving-groups", "--alpha", 0.75, "--format", "gptq",

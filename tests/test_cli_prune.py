@@ -7,11 +7,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from command_line import goes_on_after_sigkill, refused
+from command_line import goes_on_after_sigkill, intercepted, refused
 from safetensors.torch import save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -116,13 +115,7 @@ def test_skipped_layers_stay(run: Callable, model: Path, tmp_path: Path) -> None
 def test_every_option_of_prune_arrives(
     run: Callable, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: bool
 ) -> None:
-    seen: dict[str, Any] = {}
-
-    def solve(*arguments: object, **options: object) -> None:
-        seen.update(options, arguments=arguments)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(pipeline, "prune_folder", solve)
+    seen = intercepted(monkeypatch, pipeline, "prune_folder")
     more = [
         "--method", "wanda", "--pattern", "2:4", "--bits", 3, "--group-size", -1, "--affine", "--format", "gptq",
         "--skip", "*.o_proj", "--damping", 0.25, "--no-evaluate",

@@ -192,10 +192,13 @@ def test_what_is_quantised_already_is_not_quantised_again(
 def test_a_damaged_quantised_model_is_refused_by_name(run: Callable, model: Path, text: Path, tmp_path: Path) -> None:
     run("quantize", model, "--output", tmp_path / "out", "--group-size", 64, "--no-evaluate")
     truncate("model.safetensors")(tmp_path / "out")
-    refused(run("evaluate", tmp_path / "out", "--text", text), "model.safetensors' is damaged")
+    refused(run("evaluate", tmp_path / "out", "--text", text, "--window", 64), "model.safetensors' is damaged")
     refused(run("inspect", tmp_path / "out"), "model.safetensors' is not a safetensors file")
     edit(quantization_config={"quant_method": "compressed-tensors"})(tmp_path / "out")
-    refused(run("evaluate", tmp_path / "out", "--text", text), "quantised with 'compressed-tensors', format None")
+    refused(
+        run("evaluate", tmp_path / "out", "--text", text, "--window", 64),
+        "quantised with 'compressed-tensors', format None",
+    )
     refused(run("inspect", tmp_path / "out"), "quantised with 'compressed-tensors', format None")
 
 
@@ -295,7 +298,7 @@ def test_against_a_smaller_model_is_refused_before_any_work(
     narrow.resize_token_embeddings(64)
     tiny_models.save(narrow, tmp_path / "narrow")
     tiny_models.save(tiny_models.build("opt", positions=32), tmp_path / "short")
-    monkeypatch.setattr(cli_look, "losses", lambda *_, **__: pytest.fail("measured first"))
+    monkeypatch.setattr(cli_look, "_load_any", lambda *_, **__: pytest.fail("loaded first"))
     options = ("--text", text, "--tokens", 100, "--window", 64, "--against")
     known = f"the model in '{tmp_path / 'narrow'}' knows 64 tokens"
     refused(run("evaluate", model, *options, tmp_path / "narrow"), known)

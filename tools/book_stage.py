@@ -32,8 +32,8 @@ def run_times(records: dict[Path, book_execute.Record]) -> str:
     versions = {f"{name} {version}" for record in records.values() for name, version in record.versions.items()}
     how = (
         "Seconds: processor time of a fresh kernel for all cells; it has one thread. A chapter is written to take at most "
-        f"{book_execute.AIM:.0f} seconds. The same chapter was seen to take 1.7 times as long on another day or processor, so "
-        f"the build stops at {book_execute.LIMIT:.0f}. Elapsed: by the clock, with whatever else the machine did."
+        f"{book_execute.AIM:.0f} seconds; processors differ, and a rented one does from day to day, so the build stops at "
+        f"{book_execute.LIMIT:.0f}. Elapsed: by the clock, with whatever else the machine did."
     )
     lines += ["", f"{how} Versions: {', '.join(sorted(versions))}."]
     return "\n".join(lines) + "\n"

@@ -213,7 +213,7 @@ def removed(notebook: Notebook) -> Iterator[str]:
     for cell in code_cells(notebook):
         defined, used = _names(cell["source"])
         if "remove-cell" in tags(cell):
-            away |= defined - there
+            away |= defined
             continue
         there |= defined
         lost = sorted((used & away) - there - {"glue"})

@@ -222,6 +222,9 @@ def bits_within(
     groups = list(dict.fromkeys(group_of.get(name, (name,)) for name in sensitivity))
     groups = [tuple(name for name in group if name in sensitivity) for group in groups]
     options = [sorted(set.intersection(*(set(sensitivity[name]) for name in group))) for group in groups]
+    for group, row in zip(groups, options, strict=True):
+        if not row:
+            raise ValueError(f"together names {list(group)}, whose sensitivities have no number of bits in common")
     costs = [
         [sum(sensitivity[name][bits] for name in group) for bits in row]
         for group, row in zip(groups, options, strict=True)

@@ -200,7 +200,7 @@ def test_layers_together_get_the_best_of_the_choices_that_they_can_share(seed: i
             lambda: bits_within(
                 {"a": {4: 0.0}, "b": {3: 0.0}}, dict.fromkeys("ab", (1, 1)), QuantizationSpec(4), 99, together=["ab"]
             ),
-            "layer 0 has 0 costs and 0 sizes",
+            "together names \\['a', 'b'\\], whose sensitivities have no number of bits in common",
         ),
     ],
 )

@@ -9,10 +9,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from command_line import intercepted
 from transformers import Gemma2ForCausalLM, LlamaForCausalLM, MistralForCausalLM
 
 from reference import evaluation
@@ -84,13 +84,7 @@ def test_a_share_is_reached_along_the_cubic_and_the_model_is_really_smaller(
 def test_every_option_arrives(
     run: Callable, sentence: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: bool
 ) -> None:
-    seen: dict[str, Any] = {}
-
-    def steps(*arguments: object, **options: object) -> None:
-        seen.update(options, arguments=arguments)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(pruning, "run", steps)
+    seen = intercepted(monkeypatch, pruning, "run")
     limits = [
         "--max-bytes",
         "4kB",

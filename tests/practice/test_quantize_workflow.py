@@ -9,10 +9,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from command_line import intercepted
 
 from reference import checkpoint, evaluation
 from reference.evaluation import size_on_disk
@@ -58,13 +58,7 @@ def test_the_answer_is_the_first_that_meets_the_target(
 def test_every_option_arrives(
     run: Callable, sentence: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: bool
 ) -> None:
-    seen: dict[str, Any] = {}
-
-    def steps(*arguments: object, **options: object) -> None:
-        seen.update(options, arguments=arguments)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(quantization, "run", steps)
+    seen = intercepted(monkeypatch, quantization, "run")
     limits = ["--max-bytes", "4kB", "--min-ratio", 2.5, "--bits", 2, "--bits", 8, "--method", "awq", "--group-size", -1]
     training = ["--tokens", 400, "--sequences", 5, "--steps", 6, "--rate", 3e-3, "--seed", 7]
     more = [*limits, *training] if given else []

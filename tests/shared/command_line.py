@@ -6,7 +6,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import pytest
 
 
 class Result(NamedTuple):
@@ -55,6 +58,18 @@ def goes_on_after_sigkill(tmp_path: Path, arguments: list[str], finished: str) -
     assert files == sorted(path.name for path in (tmp_path / "cut").iterdir())
     for name in files:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes(), name
+
+
+def intercepted(monkeypatch: pytest.MonkeyPatch, module: ModuleType, function: str) -> dict[str, Any]:
+    """What a command calls a function of the library with: its options by name, and ``arguments``. It is stopped there."""
+    seen: dict[str, Any] = {}
+
+    def called(*arguments: object, **options: object) -> None:
+        seen.update(options, arguments=arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, function, called)
+    return seen
 
 
 def quantize_options(text: Path, output: Path) -> list[object]:
