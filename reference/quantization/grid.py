@@ -110,7 +110,8 @@ def check_weight(weight: Tensor, spec: QuantizationSpec, name: str = "weight") -
         raise TypeError(f"{name} must be a floating-point tensor, got {getattr(weight, 'dtype', type(weight))}")
     if weight.ndim != 2 or weight.numel() == 0:
         raise ValueError(f"{name} must be a non-empty matrix [out, in], got shape {tuple(weight.shape)}")
-    if not weight.is_meta and not torch.isfinite(weight).all():
+    # A sum shows every NaN and infinity, ten times as fast as asking each number; one that overflows asks them all.
+    if not weight.is_meta and not weight.sum().isfinite() and not torch.isfinite(weight).all():
         nans, infinities = int(weight.isnan().sum()), int(weight.isinf().sum())
         raise ValueError(f"{name} holds {nans} NaN and {infinities} infinite values; only finite weights have a grid")
     size = spec.group_size
