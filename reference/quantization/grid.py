@@ -347,9 +347,9 @@ def search_range(
     for step in range(steps):
         shrink = 1 - step / 100
         scale, zero_point = scale_and_zero_point(full_low * shrink, full_high * shrink, spec, scale_dtype=scale_dtype)
-        scale, zero_point = scale.float().unsqueeze(-1), zero_point.unsqueeze(-1)
-        codes = (torch.round(groups / scale) + zero_point).clamp_(0, spec.levels)
-        error = (scale * (codes - zero_point) - groups).abs_().pow_(exponent).sum(-1)
+        scale, zero_point = scale.float().unsqueeze(-1), zero_point.float().unsqueeze(-1)
+        codes = torch.div(groups, scale).round_().add_(zero_point).clamp_(0, spec.levels)  # in one memory throughout
+        error = codes.sub_(zero_point).mul_(scale).sub_(groups).abs_().pow_(exponent).sum(-1)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         low = torch.where(better, full_low * shrink, low)
