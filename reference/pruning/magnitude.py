@@ -34,6 +34,8 @@ from collections.abc import Callable, Collection, Mapping
 import torch
 from torch import Tensor
 
+from reference.pruning.selection import kth_smallest
+
 #: From sparsity and the number of weights to the number removed.
 COUNT_RULES: dict[str, Callable[[float, int], int]] = {
     "round": lambda sparsity, total: round(sparsity * total),
@@ -352,7 +354,7 @@ def _smallest(score: Tensor, count: int, tie_rule: str) -> Tensor:
         return torch.zeros_like(score, dtype=torch.bool)
     if tie_rule == "last":
         return _smallest(score.flip(1), count, "first").flip(1)
-    last = score.kthvalue(count, dim=1, keepdim=True).values  # the largest that goes: selected, not sorted for
+    last = kth_smallest(score, count)  # the largest that goes
     gone = score <= last
     if tie_rule == "all" or bool((gone.sum(1) == count).all()):
         return gone

@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reference.pruning.selection import kth_smallest
+
 #: Stretch and temperature of the hard concrete distribution, and the bounds of its noise.
 L0_LOW, L0_HIGH, L0_BETA = -0.1, 1.1, 2 / 3
 L0_NOISE = (1e-4, 1 - 1e-4)
@@ -269,10 +271,7 @@ def _largest(scores: Tensor, count: int) -> Tensor:
     flat = scores.reshape(-1)
     if count == 0 or count == len(flat):
         return torch.full(scores.shape, count > 0, dtype=torch.bool, device=scores.device)
-    if flat.device.type == "cpu":
-        cut = flat.kthvalue(len(flat) - count + 1).values
-    else:  # on a GPU kthvalue works with a single block of threads, and sorting is faster
-        cut = flat.sort(descending=True).values[count - 1]
+    cut = kth_smallest(flat[None], len(flat) - count + 1)[0]
     above, equal = flat > cut, flat == cut
     kept = above | (equal & (equal.cumsum(0, dtype=torch.int32) <= count - above.sum()))
     return kept.view(scores.shape)
