@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import intercepted
+from forked import Forked
 from transformers import Gemma2ForCausalLM, LlamaForCausalLM, MistralForCausalLM
 
 from reference import evaluation
@@ -284,25 +285,25 @@ def test_every_format_that_fits_is_timed() -> None:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs a signal that cannot be caught")
 def test_it_goes_on_after_sigkill_to_the_same_weights(llama: Path, sentence: Path, tmp_path: Path) -> None:
-    def command(output: Path) -> list[str]:
-        options = [*SMALL, "--max-loss", "500%", "--sparsity", 0.4, "--window", 32, "--batch", 4, "--final-steps", 60]
-        return [
-            sys.executable, "-m", "reference", "workflow", "prune", str(llama), "--text", str(sentence),
-            "--calibration", str(sentence), "--output", str(output), *(str(option) for option in options),
-        ]  # fmt: skip
+    texts = ["--text", sentence, "--calibration", sentence, "--window", 32, "--batch", 4]
+    options = [*SMALL, "--max-loss", "500%", "--sparsity", 0.4, "--final-steps", 60]
 
-    quiet = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    assert subprocess.run(command(tmp_path / "whole"), check=False, **quiet).returncode == 0
-    process = subprocess.Popen(command(tmp_path / "cut"), **quiet)
+    def command(output: str) -> list[object]:
+        return ["workflow", "prune", llama, *texts, "--output", tmp_path / output, *options]
+
+    program = [sys.executable, "-m", "reference", *map(str, command("whole"))]
+    subprocess.run(program, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
+    process = Forked(None, *command("cut"))
     folder = unfinished(tmp_path / "cut")
     until = time.monotonic() + 240
     while not (folder / "tuned_state/state.json").is_file() and process.poll() is None and time.monotonic() < until:
         time.sleep(0.005)
     process.kill()
-    process.wait()
+    assert process.poll() == -signal.SIGKILL, "it had ended before"
     assert (folder / "tuned_state/state.json").is_file(), "killed in the middle of the fine-tuning"
     assert not (tmp_path / "cut").exists()
-    assert subprocess.run(command(tmp_path / "cut"), check=False, **quiet).returncode == 0
+    resumed = Forked(None, *command("cut")).wait()
+    assert resumed.code == 0, resumed.err
     assert not folder.exists()
     reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("whole", "cut")]
     titles = (
