@@ -150,7 +150,8 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
     for work in ("draw_calibration", "read_texts", "losses"):
         for room in (cli_quantize, cli_prune):
             monkeypatch.setattr(room, work, lambda *_, **__: pytest.fail("worked before it looked"))
-    options = [folder / "out"] if command[0] == "compress" else [folder / "out", "--text", text, "--calibration", text]
+    texts = {"compress": [], "quantize": ["--text", text]}.get(command[0], ["--text", text, "--calibration", text])
+    options = [folder / "out", *texts]
     where = command.index("quantize" if command[0] == "workflow" else command[0]) + 1
     result = run(*command[:where], model, *command[where:], *options)
     refused(result, f"'{folder / 'out'}' cannot be created: '{folder}' is not writable")
