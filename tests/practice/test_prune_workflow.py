@@ -21,6 +21,7 @@ from reference.evaluation import size_on_disk
 from reference.models import loading
 from reference.models.families import block_linears
 from reference.practice import cuts, measurement, pruning, pruning_steps, sparse_kernels
+from reference.practice.retraining import Recipe
 from reference.practice.targets import Target
 from reference.practice.work import unfinished
 from reference.pruning import blocks, importance, schedules, structured
@@ -95,8 +96,6 @@ def test_every_option_arrives(
         0.3,
         "--rounds",
         3,
-        "--most",
-        0.7,
         "--multiple",
         8,
     ]
@@ -107,11 +106,13 @@ def test_every_option_arrives(
     limited = tuple(seen[name] for name in ("max_loss", "max_bytes", "min_ratio", "sparsity"))
     assert limited == ((0.03, 4000, 2.5, 0.3) if given else (0.03, None, None, None))
     texts = {"texts": (str(sentence),), "calibration": (str(sentence),), "window": 32}
-    mine = {"rounds": 3, "most": 0.7, "multiple": 8, "tokens": 400, "sequences": 5, "final_steps": 9, "seed": 7}
+    mine = {"rounds": 3, "multiple": 8, "tokens": 400, "sequences": 5, "final_steps": 9, "seed": 7}
     recipe = seen["settings"].recipe
     assert seen["settings"] == pruning.Settings(**texts, **(mine if given else {}), recipe=recipe)
-    assert recipe[:4] == ((6, 4, 32, 3e-3) if given else (50, 4, 32, 5e-4))
-    assert recipe.rest_rate == pytest.approx(recipe.rate / 3)
+    assert recipe == (Recipe(6, 4, 32, 3e-3) if given else Recipe(50, 4, 32))
+    most = ["--most", 0.7] if given else []
+    assert run("prune", "mine", "--max-loss", "3%", "--output", tmp_path / "out", *most).code == 130
+    assert seen["settings"].most == (0.7 if given else 0.5)
 
 
 @pytest.mark.usefixtures("no_gain")
