@@ -1,16 +1,14 @@
 """The command prune: what it writes, that others load it, that it resumes, and how it refuses."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from command_line import goes_on_after_sigkill, intercepted, refused
+from forked import together
 from safetensors.torch import save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -19,7 +17,7 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
-from reference import checkpoint, cli, evaluation, pipeline
+from reference import checkpoint, evaluation, pipeline
 from reference.layers import QuantizedLinear
 from reference.models import loading
 from reference.models.families import block_linears
@@ -242,11 +240,7 @@ def test_two_processes_write_the_bytes_of_one(model: Path, tmp_path: Path, metho
     script, drawn = tmp_path / "run.py", tmp_path / "tokens.safetensors"
     script.write_text(RANKS)
     save_file({"tokens": torch.randint(0, 256, (4, 3, 32), generator=torch.Generator().manual_seed(1))}, drawn)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parent.parent)}
-    heads = {"one": [], "two": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]}
-    for output, head in heads.items():
-        arguments = [sys.executable, *head, str(script), str(model), str(tmp_path / output), method, str(drawn)]
-        done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False, timeout=300)
-        assert done.returncode == 0, done.stderr
+    for count, output in ((1, "one"), (2, "two")):
+        together(count, script, model, tmp_path / output, method, drawn)
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name

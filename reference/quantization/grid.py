@@ -108,7 +108,8 @@ def check_weight(weight: Tensor, spec: QuantizationSpec, name: str = "weight") -
         raise TypeError(f"{name} must be a floating-point tensor, got {getattr(weight, 'dtype', type(weight))}")
     if weight.ndim != 2 or weight.numel() == 0:
         raise ValueError(f"{name} must be a non-empty matrix [out, in], got shape {tuple(weight.shape)}")
-    if not weight.is_meta and not torch.isfinite(weight).all():
+    # A sum shows every NaN and infinity, ten times as fast as asking each number; one that overflows asks them all.
+    if not weight.is_meta and not weight.sum().isfinite() and not torch.isfinite(weight).all():
         nans, infinities = int(weight.isnan().sum()), int(weight.isinf().sum())
         raise ValueError(f"{name} holds {nans} NaN and {infinities} infinite values; only finite weights have a grid")
     size = spec.group_size
@@ -344,9 +345,9 @@ def search_range(
     for step in range(steps):
         shrink = 1 - step / 100
         scale, zero_point = scale_and_zero_point(full_low * shrink, full_high * shrink, spec, scale_dtype=scale_dtype)
-        scale, zero_point = scale.float().unsqueeze(-1), zero_point.unsqueeze(-1)
-        codes = (torch.round(groups / scale) + zero_point).clamp_(0, spec.levels)
-        error = (scale * (codes - zero_point) - groups).abs_().pow_(exponent).sum(-1)
+        scale, zero_point = scale.float().unsqueeze(-1), zero_point.float().unsqueeze(-1)
+        codes = torch.div(groups, scale).round_().add_(zero_point).clamp_(0, spec.levels)  # in one memory throughout
+        error = codes.sub_(zero_point).mul_(scale).sub_(groups).abs_().pow_(exponent).sum(-1)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         low = torch.where(better, full_low * shrink, low)
