@@ -142,6 +142,31 @@ def test_a_loss_beyond_all_numbers_is_an_infinite_perplexity(monkeypatch: pytest
     assert (row["perplexity"], row["nats_per_token"], row["stride"]) == (math.inf, 710, 4)
 
 
+def test_zero_tokens_are_all_of_a_text(run: Callable, model: Path, text: Path) -> None:
+    scored = {}
+    for tokens in (0, 100, 10**6):
+        found = run("evaluate", model, "--text", text, "--window", 64, "--tokens", tokens, "--json")
+        scored[tokens] = found.json["quality"][str(text)]["tokens"]
+    whole = len(text.read_bytes())  # a token a byte, all but the first scored
+    assert scored == {0: whole - 1, 100: 99, 10**6: whole - 1}
+
+
+@pytest.mark.parametrize(
+    ("device", "message"), [("cuda", None), ("cuda:0", None), ("cuda:1", "torch finds 1 CUDA devices here")]
+)
+def test_a_device_is_one_of_those_that_are_there(
+    run: Callable, monkeypatch: pytest.MonkeyPatch, device: str, message: str | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(
+        loading,
+        "resolve",
+        lambda model: pytest.fail("looked") if message else (_ for _ in ()).throw(ValueError("reached")),
+    )
+    refused(run("evaluate", "tutorial", "--device", device), message or "reached")
+
+
 @pytest.mark.parametrize("given", [True, False])
 def test_every_option_of_quantize_arrives(
     run: Callable, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: bool
