@@ -15,6 +15,9 @@ from torch.nn import functional
 from reference.quantization import grid
 from reference.quantization.grid import QuantizationSpec
 
+#: The integer of so many bytes.
+_NUMBER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 def pack(values: Tensor, bits: int) -> Tensor:
     """Pack the rows of ``values`` into dense bit streams.
@@ -46,12 +49,23 @@ def pack(values: Tensor, bits: int) -> Tensor:
         )
     rows, n = values.shape
     words = -(-n * bits // 32)
-    # 32 values of b bits fill exactly b words, whatever b is, and 8 of them b bytes, which one 64-bit number holds.
+    # 32 values of b bits fill exactly b words, whatever b is.
     blocks = max(1, -(-n // 32))
-    runs = functional.pad(values, (0, blocks * 32 - n)).view(rows, blocks * 4, 8).to(torch.int64)
-    joined = (runs << torch.arange(0, 8 * bits, bits, device=values.device)).sum(-1)
-    stream = joined.view(torch.uint8).view(rows, blocks * 4, 8)[..., :bits].contiguous()
-    whole = stream.view(rows, blocks * 4 * bits).view(torch.int32)
+    # Flat: the strides of a single row mean nothing, and a view as another type goes by them.
+    spread = functional.pad(values.to(torch.uint8), (0, blocks * 32 - n)).reshape(-1)
+    if 8 % bits == 0:  # whole values a byte: as many bytes as one number are pushed together in its lowest
+        runs = spread.view(_NUMBER[8 // bits])
+        joined = runs.clone()
+        for place in range(1, 8 // bits):
+            joined |= runs >> (8 - bits) * place
+        stream = joined.to(torch.uint8)
+    else:  # 8 values fill b bytes
+        runs = spread.view(torch.int64)
+        joined = runs & (2**bits - 1)
+        for place in range(1, 8):
+            joined |= (runs >> (8 - bits) * place) & (2**bits - 1 << bits * place)
+        stream = joined.view(torch.uint8).view(-1, 8)[:, :bits].reshape(-1)
+    whole = stream.view(torch.int32).view(rows, blocks * bits)
     # A part in memory of its own: one row's is contiguous as it stands, and safetensors writes no views.
     return whole if words == whole.shape[1] else whole[:, :words].clone(memory_format=torch.contiguous_format)
 
@@ -81,17 +95,24 @@ def unpack(packed: Tensor, bits: int, n: int) -> Tensor:
     rows, count = packed.shape
     if count != -(-n * bits // 32):
         raise ValueError(f"packed has {count} words a row; {n} values of {bits} bits need {-(-n * bits // 32)}")
-    if 32 % bits == 0:
-        shifts = torch.arange(0, 32, bits, dtype=torch.int32, device=packed.device)
-        values = (packed.unsqueeze(-1) >> shifts) & (2**bits - 1)
-    else:
-        # 8 values of b bits fill exactly b bytes, at most 8: one 64-bit number a run of 8 values.
+    if not packed.numel():
+        return torch.empty(rows, n, dtype=torch.uint8, device=packed.device)
+    stream = packed.reshape(-1).view(torch.uint8)
+    if 8 % bits == 0:
+        joined = stream.to(_NUMBER[8 // bits])
+        values = joined.clone()
+        for place in range(1, 8 // bits):
+            values |= joined << (8 - bits) * place
+        values &= sum(2**bits - 1 << 8 * place for place in range(8 // bits))
+    else:  # 8 values of b bits fill exactly b bytes, at most 8: one 64-bit number a run of 8 values
         runs = -(-n // 8)
-        stream = packed.contiguous().view(torch.uint8)[:, : runs * bits]
-        stream = functional.pad(stream, (0, runs * bits - stream.shape[1])).view(rows, runs, bits).to(torch.int64)
-        joined = (stream << torch.arange(0, 8 * bits, 8, device=packed.device)).sum(-1)
-        values = (joined.unsqueeze(-1) >> torch.arange(0, 8 * bits, bits, device=packed.device)) & (2**bits - 1)
-    return values.to(torch.uint8).reshape(rows, -1)[:, :n].contiguous()
+        stream = stream.view(rows, 4 * count)[:, : runs * bits]
+        stream = functional.pad(stream, (0, runs * bits - stream.shape[1]))
+        joined = functional.pad(stream.reshape(rows, runs, bits), (0, 8 - bits)).view(torch.int64)
+        values = joined & (2**bits - 1)
+        for place in range(1, 8):
+            values |= (joined << (8 - bits) * place) & (2**bits - 1 << 8 * place)
+    return values.reshape(-1).view(torch.uint8).view(rows, -1)[:, :n].clone(memory_format=torch.contiguous_format)
 
 
 def storage_dtype(weight: Tensor) -> torch.dtype:
@@ -108,7 +129,7 @@ def storage_dtype(weight: Tensor) -> torch.dtype:
     if weight.dtype in (torch.float16, torch.bfloat16):
         return weight.dtype
     limits = torch.finfo(torch.float16)
-    largest = weight.abs().amax(1)
+    largest = torch.maximum(weight.amax(1), -weight.amin(1))  # weight.abs() would be a copy
     smallest = largest[largest > 0].amin() if (largest > 0).any() else largest.new_tensor(1.0)
     # A step is absmax/255 or more (8 bits), and a grid ends at 4/3·absmax or before (2 bits).
     fits = smallest / 255 >= limits.tiny and largest.amax() <= limits.max * 3 / 4

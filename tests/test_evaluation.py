@@ -137,6 +137,18 @@ def test_losses_equal_one_token_at_a_time(model: nn.Module, count: int, window: 
     )
 
 
+def test_a_wide_vocabulary_is_added_up_without_a_bias() -> None:
+    ids = torch.randint(4096, (2, 50), generator=torch.Generator().manual_seed(1))
+    logits = 2 * torch.randn(2, 50, 4096, generator=torch.Generator().manual_seed(2))
+    logits[..., 0] += 14  # the many others are small beside the first: what rounding takes from each adds up
+    model = nn.Module()
+    model.forward = lambda input_ids: SimpleNamespace(logits=logits)
+    exact = functional.cross_entropy(logits.double()[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
+    found = token_losses(model, ids.flatten(), window=50, stride=50).view(2, 49)
+    assert (found - exact).abs().max() < 5e-6
+    assert abs((found - exact).mean()) < 2e-6
+
+
 @pytest.mark.parametrize("batch", [1, 2, 3, 100])
 def test_batch_size_does_not_matter(model: nn.Module, batch: int) -> None:
     tokens = text_of(150)

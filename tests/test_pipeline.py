@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import together
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from reference import checkpoint, cli, pipeline, workflow
@@ -345,17 +346,16 @@ def test_two_processes_write_the_bytes_of_one(folder: Path, drawn: list, tmp_pat
     script, tokens = tmp_path / "run.py", tmp_path / "tokens.pt"
     script.write_text(RANKS)
     torch.save(drawn, tokens)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parent.parent)}
     one, two = tmp_path / "one", tmp_path / "two"
-
-    def start(*head: str, output: Path) -> subprocess.CompletedProcess:
-        command = [sys.executable, *head, str(script), str(folder), str(output), method, str(tokens)]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
-
-    alone = start(output=one)
-    assert alone.returncode == 0, alone.stderr
-    both = start("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", output=two)
-    assert both.returncode == 0, both.stderr
+    together(1, script, folder, one, method, tokens)
+    if method == "gptq":
+        several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parent.parent)}
+        command = [sys.executable, *several, str(script), str(folder), str(two), method, str(tokens)]
+        both = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+        assert both.returncode == 0, both.stderr
+    else:
+        together(2, script, folder, two, method, tokens)
     names = sorted(path.name for path in one.iterdir())
     assert names == sorted(path.name for path in two.iterdir())
     assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)

@@ -39,7 +39,7 @@ rows = train(model, loss_of_step, [optimizer], steps=8, warmup=2, decay=0.5, che
 
 @pytest.fixture
 def start(tmp_path: Path) -> Callable[..., list[dict]]:
-    return starter(tmp_path, RUN)
+    return starter(tmp_path, RUN, torchrun=True)
 
 
 def test_two_processes_lose_what_one_does(start) -> None:

@@ -30,6 +30,32 @@
     }
   };
 
+  const fit = () => {
+    // A table that is a little too wide for a desk is set smaller, so that its last columns are seen; on a phone it scrolls.
+    for (const table of document.querySelectorAll(".bd-article table:not(.claims, .book-widget *)")) {
+      table.classList.remove("dense", "denser");
+      if (!window.matchMedia("(min-width: 960px)").matches) continue;
+      for (const size of ["dense", "denser"]) {
+        if (table.scrollWidth > table.clientWidth + 1) table.classList.add(size);
+      }
+    }
+    // A printed sentence or object is wrapped where it is too long; what is aligned or indented scrolls.
+    for (const printed of document.querySelectorAll(".bd-article .cell_output pre")) {
+      const aligned = printed.textContent.split("\n").some((line) => /^\s+\S|\S {2,}\S|[\u2500-\u257f]/.test(line));
+      printed.classList.toggle("wraps", !aligned);
+    }
+  };
+
+  const folds = () => {
+    // What lies in a fold, by the tag of its cell: a reader of a figure need not open its check, who does an exercise will.
+    const NAMES = [[".tag_caption", "the check of this caption"], [".tag_solution", "the solution in code"]];
+    for (const [tag, what] of NAMES) {
+      for (const words of document.querySelectorAll(`.bd-article .cell${tag} details.hide > summary > *`)) {
+        words.textContent = words.textContent.replace(/code cell (source|content)/, what);
+      }
+    }
+  };
+
   const breaks = () => {
     // Long names of the package break after a dot or an underscore, not in a word.
     const NAMES = ".bd-article :is(h1, h2, h3, .sig-prename, .sig-name, code .pre)";
@@ -99,9 +125,10 @@
     keepFocus();
     icons();
     tables();
+    folds();
     breaks();
     gallery();
-    const look = () => { reach(); hints(); };
+    const look = () => { fit(); reach(); hints(); };
     look();
     window.addEventListener("resize", look);
     document.addEventListener("toggle", look, true);

@@ -12,6 +12,9 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+#: The integer of so many bytes.
+_INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 class Masks:
     """Hold the masks of some parameters of a model, and keep pruned weights at zero while it trains.
@@ -67,7 +70,7 @@ class Masks:
             self.masks[name] = mask.detach().to(parameter.device).clone()
             if name not in self._hooks and parameter.requires_grad:
                 self._hooks[name] = parameter.register_hook(
-                    lambda gradient, name=name: gradient.masked_fill(~self.masks[name], 0)
+                    lambda gradient, name=name: _kept(gradient, self.masks[name])
                 )
         self._clear_state()
         self.apply()
@@ -77,8 +80,7 @@ class Masks:
     def apply(self) -> None:
         """Write the zeros: call it after each step of the optimiser. Zeros are positive, NaN becomes zero too."""
         for name, mask in self.masks.items():
-            # Not a product: -0.3 times False is -0.0, and NaN times False is NaN.
-            self._parameters[name].masked_fill_(~mask, 0)
+            _clear(self._parameters[name], mask)
 
     def __call__(self) -> None:
         self.apply()
@@ -90,7 +92,7 @@ class Masks:
             state = {} if self._optimizer is None else self._optimizer.state.get(parameter, {})
             for value in (parameter.grad, *state.values()):
                 if isinstance(value, Tensor) and value.shape == mask.shape:
-                    value.masked_fill_(~mask, 0)
+                    _clear(value, mask)
 
     def release(self) -> None:
         """Stop holding: gradients of pruned weights flow again, and masks are forgotten."""
@@ -121,3 +123,21 @@ class Masks:
         if set(state) != set(self.masks):
             raise ValueError(f"state holds {sorted(state)}; the masks held are {sorted(self.masks)}")
         self.update(state)
+
+
+def _clear(tensor: Tensor, mask: Tensor) -> None:
+    """Zero in place what the mask does not keep, by its bits: several times as fast as ``masked_fill_``.
+
+    Not a product: -0.3 times False is -0.0, and NaN times False is NaN.
+    """
+    integer = _INTEGER[tensor.element_size()]
+    tensor.view(integer).bitwise_and_(mask.to(integer).neg_())  # True is all ones
+
+
+def _kept(gradient: Tensor, mask: Tensor) -> Tensor:
+    """A gradient, zero where the mask keeps nothing."""
+    if gradient.requires_grad:  # of a second derivative: bits have none
+        return gradient.masked_fill(~mask, 0)
+    gradient = gradient.clone()
+    _clear(gradient, mask)
+    return gradient

@@ -309,5 +309,6 @@ def cached_losses(
             logits = model(input_ids=ids[:, begin : begin + chunk], past_key_values=past, use_cache=True).logits
             targets = ids[:, begin + 1 : begin + chunk + 1]
             logits = logits[:, : targets.shape[1]].float()
-            losses.append(functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none"))
+            nats = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+            losses.append(nats.view(targets.shape))
     return torch.cat(losses, dim=1)

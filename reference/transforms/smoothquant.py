@@ -6,7 +6,7 @@ residual reads the norm's output too (BERT), the layers divide their input thems
 """
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from reference.calibration import Call, capture, walk_blocks
 from reference.int8 import Int8Linear
-from reference.models.families import Family, Scaling, family_of, replace_module
+from reference.models.families import Family, Scaling, blocks, family_of, replace_module
 from reference.quantization import activation_range, hadamard, round_to_nearest, smoothquant
 from reference.quantization.activations import AbsmaxAccumulator, ActivationSpec, scale_of
 from reference.quantization.channel_scale import fold
@@ -119,6 +119,43 @@ def input_absmax(
     return outputs, {path: largest(accumulator.absmax) for path, accumulator in seen.items()}
 
 
+def largest_inputs(
+    model: nn.Module, inputs: list[Tensor], *, progress: Callable[[list], Iterable] = iter
+) -> dict[str, Tensor]:
+    """What :func:`quantize_integer` has to know of a calibration text; found once, it serves every setting.
+
+    Args:
+        model: an architecture of :mod:`reference.models.families`, in floating point; it is not changed.
+        inputs, progress: as :func:`quantize_integer`.
+
+    Returns:
+        The largest magnitude of each input channel, float32 ``[in_features]``, by the full name of the first of
+        the layers that share the input.
+
+    Raises:
+        ValueError: as :func:`input_absmax`.
+
+    Example:
+        >>> from reference.models import tutorial
+        >>> model, text = tutorial.load(), [torch.arange(16)[None]]
+        >>> found = largest_inputs(model, text)
+        >>> len(found), found["model.layers.0.mlp.gate_proj"].shape  # four groups of layers a block
+        (24, torch.Size([256]))
+        >>> layer = quantize_integer(model, found).model.layers[0].mlp.up_proj  # no further pass of the text
+
+    Chapter: quantization/smoothquant
+    """
+    firsts, found = [group[0] for group in family_of(model).sublayers], {}
+
+    def visit(path: str, block: nn.Module, calls: list[Call]) -> list[Tensor]:
+        outputs, absmax = input_absmax(block, calls, firsts, name=path)
+        found.update({f"{path}.{first}": largest for first, largest in absmax.items()})
+        return outputs
+
+    walk_blocks(model, inputs, visit, progress=progress)
+    return found
+
+
 def group_factors(linears: Sequence[nn.Module], activation_absmax: Tensor, alpha: float) -> Tensor:
     """Smoothing factors of layers that share an input.
 
@@ -147,7 +184,7 @@ def group_factors(linears: Sequence[nn.Module], activation_absmax: Tensor, alpha
 @torch.no_grad()
 def quantize_integer(
     model: nn.Module,
-    inputs: list[Tensor],
+    inputs: list[Tensor] | Mapping[str, Tensor],
     *,
     alpha: float | None = 0.5,
     weights: QuantizationSpec | Grids = W8,
@@ -163,14 +200,15 @@ def quantize_integer(
 
     Args:
         model: an architecture of :mod:`reference.models.families`.
-        inputs: token batches, as for :func:`reference.calibration.walk_blocks`.
+        inputs: token batches, as for :func:`reference.calibration.walk_blocks`; or what :func:`largest_inputs` found
+            in them, and the float pass is saved.
         alpha: as :func:`reference.quantization.smoothquant.smoothing_factors`; None does not smooth.
         weights: a symmetric grid, or a function from a layer's full name to its grid, None for a layer to leave in
             float; rounded to nearest.
         activations: granularity and bits, by default 8 bits per token; static scales are calibrated on ``inputs``,
             as the float model sees them.
         static_rule: of :func:`reference.quantization.activation_range.threshold`: where static steps clip. All but
-            ``"max"`` run each block a second time.
+            ``"max"`` run each block a second time, and need the token batches.
         rotated: names, below a block, of layers whose input a Hadamard matrix rotates in each call, before it is
             quantised: for models into which no rotation can be folded. Dynamic activations only.
         progress: wraps the list of blocks, for a progress bar.
@@ -180,8 +218,9 @@ def quantize_integer(
         them in its layers, as ``channel_scale``.
 
     Raises:
-        ValueError: as :func:`smooth_block`, a grid that integers cannot compute with, or ``rotated`` layers with static
-            activations or of a width without a Hadamard matrix.
+        ValueError: as :func:`smooth_block`, a grid that integers cannot compute with, ``rotated`` layers with static
+            activations or of a width without a Hadamard matrix, or largest inputs of another model or for a
+            ``static_rule`` that needs the text.
 
     Example:
         >>> from reference.models import tutorial
@@ -197,8 +236,17 @@ def quantize_integer(
     if static_rule not in activation_range.RULES:
         raise ValueError(f"static_rule is {static_rule!r}; it may be {', '.join(activation_range.RULES)}")
 
+    firsts = [group[0] for group in family.sublayers]
+    if isinstance(inputs, Mapping):
+        _check_largest(model, inputs, spec, static_rule)
+        for index, block in enumerate(progress(list(blocks(model)))):
+            path = f"{family.blocks}.{index}"
+            absmax = {first: inputs[f"{path}.{first}"] for first in firsts}
+            _to_integers(block, family, absmax, alpha, weights, spec, path, rotated)
+        return model
+
     def visit(path: str, block: nn.Module, calls: list[Call]) -> list[Tensor]:
-        outputs, absmax = input_absmax(block, calls, [group[0] for group in family.sublayers], name=path)
+        outputs, absmax = input_absmax(block, calls, firsts, name=path)
 
         def clipped(scales: dict[str, Tensor | None]) -> dict[str, float]:
             return thresholds(block, calls, scales, static_rule, spec, path)
@@ -311,6 +359,25 @@ def behind_norms(block: nn.Module, scalings: Sequence[Scaling]) -> list[Scaling]
         for scaling, weight in zip(scalings, weights, strict=True)
         if isinstance(weight, Tensor) and weight.ndim == 1
     ]
+
+
+def _check_largest(
+    model: nn.Module, largest: Mapping[str, Tensor], activations: ActivationSpec, static_rule: str
+) -> None:
+    """Refuse, before anything is changed, maxima that are not this model's, or that a rule cannot do with."""
+    if activations.granularity == "static" and static_rule != "max":
+        raise ValueError(
+            f"static_rule {static_rule!r} needs inputs as token batches: it looks at more than their largest"
+        )
+    family = family_of(model)
+    for index, block in enumerate(blocks(model)):
+        for first, *_ in family.sublayers:
+            name, width = (
+                f"{family.blocks}.{index}.{first}",
+                block.get_submodule(first).get_parameter("weight").shape[1],
+            )
+            if name not in largest or tuple(largest[name].shape) != (width,):
+                raise ValueError(f"inputs has no largest magnitudes [{width}] of {name}; give those of this model")
 
 
 def _smooth(block: nn.Module, scalings: Sequence[Scaling], absmax: dict[str, Tensor], alpha: float, name: str) -> None:

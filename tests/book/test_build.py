@@ -263,3 +263,11 @@ def test_what_a_cell_prints_is_one_output(tmp_path):
     book_execute.clean(tmp_path / "n.ipynb")
     found = nbformat.read(tmp_path / "n.ipynb", as_version=4).cells[0].outputs
     assert [output.get("text", "image") for output in found] == ["4\n3\n", "image", "2\n"]
+
+
+def test_a_glued_value_does_not_part_what_a_cell_prints(tmp_path):
+    glued = nb.new_output("display_data", data={"application/papermill.record/text/plain": "2"})
+    nbformat.write(notebook(([printed("4\n"), glued, printed("3\n"), glued], ())), tmp_path / "n.ipynb")
+    book_execute.clean(tmp_path / "n.ipynb")
+    found = nbformat.read(tmp_path / "n.ipynb", as_version=4).cells[0].outputs
+    assert [output.get("text", "glued") for output in found] == ["4\n3\n", "glued", "glued"]

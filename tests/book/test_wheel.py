@@ -60,6 +60,8 @@ def test_the_wheel_holds_every_file_of_the_package(built):
         assert files
         wanted = {f"{inside}/{path.relative_to(ROOT / place).as_posix()}" for path in files}
         assert sorted(wanted - held) == []
+    assert {"reference/kernels/w4a16.py", "reference/kernels/__init__.py"} <= held
+    assert [name for name in held if name.startswith("kernels/")] == []  # that name belongs to PyPI's package
 
 
 def test_it_is_the_wheel_that_is_imported(call):

@@ -3,13 +3,11 @@
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
+from forked import Forked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -63,30 +61,35 @@ def test_a_promotion_made_twice_is_one_and_goes_back_to_the_release_before(root)
 
 SWITCH = """
 import sys
+from pathlib import Path
 from reference.deployment import releases
 releases.promote(sys.argv[1], "v1")
-print("ready", flush=True)
+Path(sys.argv[2]).touch()
 for _ in range(100_000):
     releases.promote(sys.argv[1], "v2")
     releases.rollback(sys.argv[1])
 """
 
 
-def test_killed_at_any_moment_a_release_is_in_service(root):
+def test_killed_at_any_moment_a_release_is_in_service(root, tmp_path):
     """The switching process is killed again and again; what is read meanwhile and afterwards is always one of the two."""
     moments = random.Random(0)
+    script, ready = tmp_path / "switch.py", tmp_path / "ready"
+    script.write_text(SWITCH)
     for _ in range(5):
-        process = subprocess.Popen([sys.executable, "-c", SWITCH, str(root)], stdout=subprocess.PIPE, text=True)
-        assert process.stdout.readline() == "ready\n"
+        process = Forked(script, root, ready)
+        while not ready.exists() and process.poll() is None:
+            time.sleep(0.005)
         end = time.monotonic() + moments.uniform(0.05, 0.2)
         seen = set()
         while time.monotonic() < end:
             seen.add(releases.current(root).name)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        assert process.poll() is None, process.wait()
+        process.kill()
         assert seen <= {"v1", "v2"}
         assert seen
         assert releases.current(root).name in ("v1", "v2")
+        ready.unlink()
         (root / releases.POINTER).unlink()  # the next round starts afresh
 
 

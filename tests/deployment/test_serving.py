@@ -3,9 +3,7 @@
 import http.server
 import json
 import os
-import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -13,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked
 
 from reference import checkpoint, workflow
 from reference.data import text
@@ -77,16 +76,19 @@ def test_a_server_starts_answers_is_loaded_and_stops(folder, tmp_path, packed, m
 
 def test_the_server_ends_with_its_parent(folder, tmp_path):
     """Killed, so that no line of the parent's own can stop it."""
-    program = (
-        "import sys; from reference.deployment import serving\n"
+    program = tmp_path / "parent.py"
+    program.write_text(
+        "import time; from pathlib import Path; from reference.deployment import serving\n"
         f"with serving.serve({str(folder)!r}, log={str(tmp_path / 'log')!r}) as server:\n"
-        "    print(server.process.pid, flush=True); sys.stdin.read()"
+        f"    Path({str(tmp_path / 'started')!r}).write_text(str(server.process.pid)); time.sleep(600)"
     )
-    parent = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    child = int(parent.stdout.readline())
+    parent, started = Forked(program), tmp_path / "started"
+    while parent.poll() is None and not (started.exists() and started.read_text()):
+        time.sleep(0.05)
+    assert parent.poll() is None, parent.wait()
+    child = int(started.read_text())
     os.kill(child, 0)
-    parent.send_signal(signal.SIGKILL)
-    parent.wait()
+    parent.kill()
     end = time.monotonic() + 20
     while time.monotonic() < end and _alive(child):
         time.sleep(0.1)

@@ -24,12 +24,11 @@ SHARED_LIMIT = {80: 166_912, 90: 232_448}  # bytes that one program may take, CU
 
 
 @pytest.fixture(scope="module")
-def variants(tmp_path_factory) -> list[dict]:
+def variants(of_all_workers) -> list[dict]:
     """Compiled once for all workers, by two processes; the first worker that comes here starts them."""
     if not (Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump").exists():
         pytest.skip("this Triton comes without cuobjdump")
-    folder = tmp_path_factory.getbasetemp()
-    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    folder = of_all_workers
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(folder / "triton"), "PYTHONPATH": str(ROOT)}
     with (folder / "ahead_of_time.lock").open("w") as lock:

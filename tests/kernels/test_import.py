@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-import zipfile
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -134,20 +133,3 @@ except ImportError as error:
 
 def test_without_triton_only_the_call_fails(tmp_path) -> None:
     assert "Triton, which is not installed; on Linux: pip install" in python(WITHOUT_TRITON, tmp_path, [ROOT])
-
-
-def test_wheel_holds_the_kernels_under_reference(tmp_path) -> None:
-    # From a copy: setuptools leaves build/ and *.egg-info beside the sources.
-    copy = tmp_path / "checkout"
-    for folder in ("reference", "kernels", "LICENSES", "book/data"):
-        shutil.copytree(ROOT / folder, copy / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in filter(Path.is_file, ROOT.iterdir()):
-        shutil.copy(file, copy)
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, copy]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    assert "reference/kernels/w4a16.py" in names
-    assert "reference/kernels/__init__.py" in names
-    assert not [name for name in names if name.startswith("kernels/")]

@@ -69,12 +69,12 @@ def test_refusals() -> None:
         step(4, x[:, :1024], packed[:, :128], scale[:, :8], zero_point[:, :8], group_size=128)
 
 
-def test_each_step_takes_fewer_instructions_and_wide_loads_begin_at_the_second(tmp_path) -> None:
+def test_each_step_takes_fewer_instructions_and_wide_loads_begin_at_the_second(of_all_workers) -> None:
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     if not tools.exists():
         pytest.skip("this Triton comes without cuobjdump")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    environment |= {"TRITON_CACHE_DIR": str(of_all_workers / "triton"), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, ROOT / "benchmarks" / "w4a16_steps.py", "--capabilities", "90"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import intercepted
+from forked import Forked
 
 from reference import checkpoint, evaluation
 from reference.evaluation import size_on_disk
@@ -59,7 +60,20 @@ def test_every_option_arrives(
     run: Callable, sentence: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: bool
 ) -> None:
     seen = intercepted(monkeypatch, quantization, "run")
-    limits = ["--max-bytes", "4kB", "--min-ratio", 2.5, "--bits", 2, "--bits", 8, "--method", "awq", "--group-size", -1]
+    limits = [
+        "--max-bytes",
+        "4kB",
+        "--min-ratio",
+        2.5,
+        "--bits",
+        2,
+        "--bits",
+        8,
+        "--method",
+        "gptq",
+        "--group-size",
+        -1,
+    ]
     training = ["--tokens", 400, "--sequences", 5, "--steps", 6, "--rate", 3e-3, "--seed", 7]
     more = [*limits, *training] if given else []
     assert run("quantize", "mine", "--max-loss", "3%", "--output", tmp_path / "out", *more).code == 130
@@ -67,11 +81,10 @@ def test_every_option_arrives(
     limited = tuple(seen[name] for name in ("max_loss", "max_bytes", "min_ratio"))
     assert limited == ((0.03, 4000, 2.5) if given else (0.03, None, None))
     texts = {"texts": (str(sentence),), "calibration": (str(sentence),), "window": 32}
-    mine = {"bits": (2, 8), "methods": ("awq",), "group_size": None, "tokens": 400, "sequences": 5, "seed": 7}
+    mine = {"bits": (2, 8), "methods": ("gptq",), "group_size": None, "tokens": 400, "sequences": 5, "seed": 7}
     recipe = seen["settings"].recipe
     assert seen["settings"] == quantization.Settings(**texts, **(mine if given else {}), recipe=recipe)
-    assert recipe[:4] == ((6, 4, 32, 3e-3) if given else (200, 4, 32, 1e-3))
-    assert recipe.rest_rate == pytest.approx(recipe.rate / 3)
+    assert recipe == (Recipe(6, 4, 32, 3e-3) if given else Recipe(200, 4, 32, 1e-3))
 
 
 def test_in_words_it_says_each_decision(run: Callable, llama: Path, tmp_path: Path) -> None:
@@ -157,54 +170,36 @@ def test_it_works_on_opt(run: Callable, opt: Path, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs a signal that cannot be caught")
 def test_it_goes_on_after_sigkill_to_the_same_answer(llama: Path, sentence: Path, tmp_path: Path) -> None:
-    def command(output: Path, *more: str) -> list[str]:
-        options = [
-            *QUICK,
-            "--bits",
-            3,
-            "--max-loss",
-            "0%",
-            "--min-ratio",
-            2.3,
-            "--steps",
-            60,
-            "--batch",
-            4,
-            "--window",
-            32,
-        ]
-        return [
-            sys.executable, "-m", "reference", "workflow", "quantize", str(llama), "--text", str(sentence),
-            "--calibration", str(sentence), "--output", str(output), *(str(option) for option in options), *more,
-        ]  # fmt: skip
+    texts = ["--text", sentence, "--calibration", sentence, "--window", 32, "--batch", 4]
+    options = [*QUICK, "--bits", 3, "--max-loss", "0%", "--min-ratio", 2.3, "--steps", 60]
 
+    def command(output: str) -> list[object]:
+        return ["workflow", "quantize", llama, *texts, "--output", tmp_path / output, *options]
+
+    program = [sys.executable, "-m", "reference", *map(str, command("whole"))]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    whole = subprocess.run(command(tmp_path / "whole"), env=environment, capture_output=True, text=True)
+    whole = subprocess.run(program, check=False, env=environment, capture_output=True, text=True)
     assert whole.returncode == 1, whole.stderr
-    process = subprocess.Popen(
-        command(tmp_path / "cut"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = Forked(None, *command("cut"))
     folder = unfinished(tmp_path / "cut")
     until = time.monotonic() + 240
     while not list(folder.glob("*_state/state.json")) and process.poll() is None and time.monotonic() < until:
         time.sleep(0.005)
     process.kill()
-    process.wait()
+    assert process.poll() == -signal.SIGKILL, "it had ended before"
     assert list(folder.glob("*_state/state.json")), "killed in the middle of the training"
     assert not (tmp_path / "cut").exists()
-    other = subprocess.run(command(tmp_path / "cut", "--seed", "5"), env=environment, capture_output=True, text=True)
-    assert other.returncode == 2
-    assert "holds an unfinished run that differs in options" in other.stderr
-    begun = (folder / "sweep_w3a16_gptq.safetensors").stat().st_mtime_ns
-    resumed = subprocess.Popen(
-        command(tmp_path / "cut"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    other = Forked(None, *command("cut"), "--seed", 5).wait()
+    assert other.code == 2
+    assert "holds an unfinished run that differs in options" in other.err
+    kept = folder / "sweep_w3a16_gptq.safetensors"
+    begun = kept.stat().st_mtime_ns
+    resumed = Forked(None, *command("cut"))
     while resumed.poll() is None:
-        kept = folder / "sweep_w3a16_gptq.safetensors"
         if kept.exists():
             assert kept.stat().st_mtime_ns == begun  # the sweep is not done again
         time.sleep(0.05)
-    assert resumed.returncode == 1
+    assert resumed.poll() == 1
     assert not folder.exists()
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes(), name

@@ -445,6 +445,13 @@ def test_what_has_no_grid_is_refused_by_name(weight: Tensor, error: type, messag
         grid.check_weight(weight, QuantizationSpec(4), "fc1")
 
 
+@pytest.mark.parametrize(("dtype", "value"), [(torch.float32, 3e38), (torch.float16, 6e4)])
+def test_finite_weights_whose_sum_overflows_are_accepted(dtype: torch.dtype, value: float) -> None:
+    weight = torch.full((8, 8), value, dtype=dtype)
+    assert not weight.sum().isfinite()
+    grid.check_weight(weight, QuantizationSpec(4))
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_fit_and_quantize_layer_refuse_not_finite_weights(bad: float) -> None:
     weight = torch.tensor([[1.0, bad]])

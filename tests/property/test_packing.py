@@ -49,6 +49,25 @@ def test_the_integer_type_of_the_values_does_not_matter(case: tuple, dtype: torc
     assert torch.equal(pack(codes.to(dtype), bits), pack(codes, bits))
 
 
+@given(rows_of_codes())
+def test_strides_do_not_matter(case: tuple) -> None:
+    """Also those of a single row or column, which mean nothing."""
+    bits, codes = case
+    packed = pack(codes, bits)
+    assert torch.equal(pack(codes.T.contiguous().T, bits), packed)
+    assert torch.equal(unpack(packed.T.contiguous().T, bits, codes.shape[1]), codes)
+
+
+@given(rows_of_codes())
+def test_results_are_in_memory_of_their_own(case: tuple) -> None:
+    bits, codes = case
+    packed = pack(codes, bits)
+    back = unpack(packed, bits, codes.shape[1])
+    for made, source in ((packed, codes), (back, packed)):
+        assert made.untyped_storage().nbytes() == made.nbytes
+        assert made.data_ptr() != source.data_ptr()
+
+
 @pytest.mark.parametrize(
     ("bits", "values", "expected"),
     [

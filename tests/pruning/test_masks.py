@@ -197,6 +197,35 @@ def test_release_lets_gradients_flow() -> None:
     assert masks.density() == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("turned", [False, True])
+def test_zeros_are_those_of_masked_fill_to_the_bit(dtype: torch.dtype, turned: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(6, 10, generator=generator).to(dtype)
+    values[0, :3] = torch.tensor([float("nan"), float("inf"), -0.0], dtype=dtype)
+    mask = torch.rand(6, 10, generator=generator) > 0.5
+    mask[0, :3] = False
+    model = nn.Module()
+    model.weight = nn.Parameter(values.T.contiguous().T if turned else values.clone())
+    masks = Masks(model, {"weight": mask})
+    expected = values.masked_fill(~mask, 0)
+    assert torch.equal(model.weight, expected)
+    assert not torch.signbit(model.weight[~mask]).any()
+    (model.weight * values).sum().backward()
+    assert torch.equal(model.weight.grad, expected)
+    model.weight.data.copy_(values)
+    masks()
+    assert torch.equal(model.weight, expected)
+
+
+def test_a_second_derivative_goes_through_the_mask() -> None:
+    model = nn.Linear(2, 1, bias=False)
+    Masks(model, {"weight": torch.tensor([[True, False]])})
+    (first,) = torch.autograd.grad(model.weight.pow(3).sum(), model.weight, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), model.weight)
+    torch.testing.assert_close(second, torch.tensor([[6.0, 0.0]]) * model.weight.detach())
+
+
 def test_nan_under_a_mask_becomes_zero() -> None:
     model, _, _ = problem()
     masks = Masks(model, {"2.weight": torch.zeros(4, 16, dtype=torch.bool)})

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
+from forked import Forked
 
 
 class Result(NamedTuple):
@@ -31,28 +33,27 @@ class Result(NamedTuple):
 
 def goes_on_after_sigkill(tmp_path: Path, arguments: list[str], finished: str) -> None:
     """Kill a command once two files of its unfinished run match ``finished``; given again it ends with the bytes of an
-    unbroken run, and with another ``--damping`` it is refused."""
+    unbroken run, which is started as a program, and with another ``--damping`` it is refused."""
 
-    def command(output: Path, *more: str) -> list[str]:
-        return [sys.executable, "-m", "reference", *arguments, "--output", str(output), *more]
+    def start(output: str, *more: str) -> Forked:
+        return Forked(None, *arguments, "--output", tmp_path / output, *more)
 
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(command(tmp_path / "whole"), check=True, env=environment, capture_output=True)
-    process = subprocess.Popen(command(tmp_path / "cut"), env=environment, stdout=subprocess.DEVNULL)
+    program = [sys.executable, "-m", "reference", *arguments, "--output", str(tmp_path / "whole")]
+    subprocess.run(program, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
+    process = start("cut")
     unfinished = tmp_path / ".cut.unfinished"
     until = time.monotonic() + 120
     while len(list(unfinished.glob(finished))) < 2 and process.poll() is None and time.monotonic() < until:
         time.sleep(0.01)
     process.kill()
-    process.wait()
+    assert process.poll() == -signal.SIGKILL, "it had ended before"
     assert unfinished.is_dir()
     assert not (tmp_path / "cut").exists()
-    other = subprocess.run(
-        command(tmp_path / "cut", "--damping", "0.02"), env=environment, capture_output=True, text=True
-    )
-    assert other.returncode == 2
-    assert "holds an unfinished run that differs in options" in other.stderr
-    subprocess.run(command(tmp_path / "cut"), check=True, env=environment, capture_output=True)
+    other = start("cut", "--damping", "0.02").wait()
+    assert other.code == 2
+    assert "holds an unfinished run that differs in options" in other.err
+    resumed = start("cut").wait()
+    assert resumed.code == 0, resumed.err
     assert not unfinished.exists()
     files = sorted(path.name for path in (tmp_path / "whole").iterdir())
     assert files == sorted(path.name for path in (tmp_path / "cut").iterdir())

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import forked
 import torch
 
 ROOT = Path(__file__).parents[2]
@@ -32,23 +33,27 @@ accelerator.end_training()
 """
 
 
-def starter(tmp_path: Path, part: str, *folders: Path) -> Callable[..., list[dict]]:
+def starter(tmp_path: Path, part: str, *folders: Path, torchrun: bool = False) -> Callable[..., list[dict]]:
     """A function that runs the script under a name, and gives all rows that runs of this name have reported.
 
-    ``part`` knows ``accelerator``, ``checkpoint`` and ``option``, and imports from ``folders`` too.
+    ``part`` knows ``accelerator``, ``checkpoint`` and ``option``, and imports from ``folders`` too. With ``torchrun`` it is that
+    program which starts several processes.
     """
     script = tmp_path / "run.py"
-    script.write_text(AROUND.format(part=part))
+    imports = f"import sys\nsys.path[:0] = {[str(ROOT), *map(str, folders)]}\n"
+    script.write_text(imports + AROUND.format(part=part))
 
     def run(name: str, *, processes: int = 1, last: int = 8, option: str = "") -> list[dict]:
-        several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         curve = tmp_path / f"{name}.jsonl"
-        done = subprocess.run(
-            [sys.executable, *(several if processes > 1 else []), str(script), str(curve), str(tmp_path / name), str(last), option],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, (ROOT, *folders)))},
-            capture_output=True, text=True, check=False, timeout=300,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        arguments = [str(curve), str(tmp_path / name), str(last), option]
+        if processes > 1 and torchrun:
+            several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            command = [sys.executable, *several, str(script), *arguments]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+            assert done.returncode == 0, done.stderr
+        else:
+            forked.together(processes, script, *arguments)
         return [json.loads(line) for line in curve.read_text().splitlines()]
 
     return run

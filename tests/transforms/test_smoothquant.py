@@ -20,6 +20,7 @@ from reference.transforms import smoothquant
 from reference.transforms.smoothquant import (
     group_factors,
     input_absmax,
+    largest_inputs,
     quantize_integer,
     search_alpha,
     smooth_block,
@@ -226,6 +227,30 @@ def test_a_block_of_integers_is_the_fake_quantised_block() -> None:
     damage = error(found, model)
     # A last bit moves now and then an activation to the next code, hence not closer.
     assert error(found, fake) < 0.35 * damage
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize(("granularity", "alpha"), [("static", 0.7), ("per_token", None)])
+def test_the_largest_inputs_serve_as_the_text_does(kind: str, granularity: str, alpha: float | None) -> None:
+    model, how = model_of(kind), {"alpha": alpha, "activations": ActivationSpec(granularity)}
+    found = largest_inputs(model, BATCHES)
+    for _ in range(2):  # the first use leaves them as they are
+        ours = quantize_integer(copy.deepcopy(model), found, **how).state_dict()
+        theirs = quantize_integer(copy.deepcopy(model), BATCHES, **how).state_dict()
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_largest_inputs_that_do_not_fit_are_refused_and_nothing_is_changed() -> None:
+    model = model_of("llama")
+    found = largest_inputs(model, BATCHES)
+    last = "model.layers.2.mlp.down_proj"
+    for wrong in ({k: v for k, v in found.items() if k != last}, found | {last: torch.ones(3)}):
+        with pytest.raises(ValueError, match=rf"inputs has no largest magnitudes \[48\] of {last}"):
+            quantize_integer(model, wrong)
+    with pytest.raises(ValueError, match="static_rule 'mse' needs inputs as token batches"):
+        quantize_integer(model, found, activations=ActivationSpec("static"), static_rule="mse")
+    assert all(isinstance(linear, nn.Linear) for _, linear in block_linears(model))
 
 
 def test_static_scales_are_those_of_the_smoothed_inputs() -> None:
