@@ -42,11 +42,10 @@ def measured(path: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def pitch(intermediate: str) -> int | None:
-    """Bytes from a row of the weight to the next in the buffer that feeds the tensor cores; None: there is none."""
+def pitch(intermediate: str) -> int:
+    """Bytes from a row of the weight to the next in the buffer that feeds the tensor cores."""
     buffer = re.search(BUFFER, intermediate)
-    if buffer is None:
-        return None
+    assert buffer, "the weight has no buffer in shared memory"
     blocks = int(buffer[1])
     (order,) = (ast.literal_eval(text) for name, text in re.findall(LAYOUT, intermediate, re.M) if name == buffer[3])
     return 64 * (blocks if order.index(0) < order.index(1) else 1)
@@ -88,10 +87,11 @@ def main() -> None:
                 "registers": found["registers"],
                 "programs": lives.blocks,
                 "instructions_per_weight": found["instructions_per_weight"],
-                "pitch": pitch(compiled.asm["ttgir"]) if isinstance(plan, Few) else None,
                 "microseconds": times.get(w4a16_sweep.named(plan), {}),
             }
         )
+        if isinstance(plan, Few):
+            rows[-1]["pitch"] = pitch(compiled.asm["ttgir"])
     recording.write(
         RESULT,
         what="w4a16 at one row: medians in microseconds of the tuner's contests on one GPU, and of each setting what the "
