@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from contextlib import suppress
 
 
 def stop(number: int, frame: object) -> None:
@@ -17,11 +18,18 @@ def main() -> None:
         signal.signal(number, stop)
     from reference import cli  # a third of a second
 
+    code: object = 1
     try:
         cli.main(sys.argv[1:])
-    finally:  # all is said, and what follows is the interpreter's own tidying
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+        raise
+    finally:  # all is said, and what follows is the interpreter's own tidying, or threads that it waits for
+        with suppress(OSError):
+            sys.stdout.flush()
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+            signal.signal(number, lambda *_: os._exit(code if isinstance(code, int) else 1))
 
 
 if __name__ == "__main__":

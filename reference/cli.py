@@ -17,10 +17,19 @@ import typer
 from typer.core import TyperGroup
 
 from reference import cli_compress, cli_look, cli_prune, cli_quantize, cli_workflow
+from reference.cli_options import Command
 from reference.quantization import CalibrationWarning, ServingWarning
 
 #: click's error for a wrong command line; typer carries click under changing names.
 UsageError: type[Any] = typer.BadParameter.__mro__[1]
+
+#: What the library calls by the names of its arguments, and what that is on the command line.
+SAID_HERE = {
+    "None for one scale a row": "-1 for one scale a row",
+    "None (one scale per output channel)": "--group-size -1 (one scale per output channel)",
+    "alpha is None; a search compares integer blocks and needs quantised activations": "--alpha is auto; a search compares "
+    "integer blocks and needs quantised activations (--activations)",
+}
 
 
 class Interrupted(Exception):
@@ -53,13 +62,13 @@ app = typer.Typer(
 )
 
 
-app.command()(cli_quantize.quantize)
-app.command()(cli_look.evaluate)
-app.command()(cli_prune.prune)
-app.command()(cli_compress.compress)
-app.command()(cli_compress.decompress)
+app.command(cls=Command)(cli_quantize.quantize)
+app.command(cls=Command)(cli_look.evaluate)
+app.command(cls=Command)(cli_prune.prune)
+app.command(cls=Command)(cli_compress.compress)
+app.command(cls=Command)(cli_compress.decompress)
 app.add_typer(cli_workflow.app, name="workflow")
-app.command()(cli_look.inspect)
+app.command(cls=Command)(cli_look.inspect)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -80,7 +89,10 @@ def main(arguments: list[str] | None = None) -> None:
         command = getattr(getattr(error, "ctx", None), "command_path", "python -m reference")
         _fail(f"{message}; see {command} --help")
     except (ValueError, TypeError, OSError) as error:
-        _fail(str(error))
+        message = str(error)
+        for theirs, ours in SAID_HERE.items():
+            message = message.replace(theirs, ours)
+        _fail(message)
     except Interrupted as error:
         code = 128 + error.number
         sys.stderr.write(f"{'terminated' if error.number == signal.SIGTERM else 'interrupted'}; {error}\n")

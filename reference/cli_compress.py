@@ -75,8 +75,6 @@ def compress(
 
     if not 0 <= sparsity < 1:
         raise ValueError(f"--sparsity is {sparsity}; it may be 0 or more and below 1")
-    if lossless and (sparsity or skip or bits is not None):
-        raise ValueError("--lossless keeps every tensor exactly; --sparsity, --bits and --skip do not go with it")
     bits = 8 if bits is None else bits
     if not 2 <= bits <= 8:
         raise ValueError(f"--bits is {bits}; it may be 2 to 8")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from reference.cli_options import MEASURING, refuse_given
 from reference.cli_shared import (
     Json,
     Model,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 
 def prune(
+    context: typer.Context,
     model: Model,
     output: Annotated[Path, typer.Option(help="Folder to create; must be new or empty.", show_default=False)],
     method: Annotated[
@@ -134,6 +136,8 @@ def prune(
     loading.model_class(folder)
     check_output(output)
     tokenizer = loading.load_tokenizer(folder)
+    if evaluate and not predicts(folder):
+        refuse_given(context, MEASURING, f"on {model!r}, which predicts no tokens: nothing is measured")
     texts = read_texts(text, tokenizer, tokens) if evaluate and predicts(folder) else {}
     drawn = draw_calibration(calibration, tokenizer, sequences, window) if method != "magnitude" else None
     check_tokens(folder, window, [*(ids for ids, _ in texts.values()), *(drawn or [])])

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from reference.cli_options import MEASURING, refuse_given
 from reference.cli_shared import (
     Json,
     Model,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 
 def quantize(
+    context: typer.Context,
     model: Model,
     output: Annotated[Path, typer.Option(help="Folder to create; must be new or empty.", show_default=False)],
     method: Annotated[
@@ -150,8 +152,6 @@ def quantize(
     if activations not in ("float", *GRANULARITIES):
         raise ValueError(f"--activations is {activations!r}; it may be float, {', '.join(GRANULARITIES)}")
     inputs = None if activations == "float" else ActivationSpec(granularity=activations)
-    if act_order and not method.endswith("gptq"):
-        raise ValueError(f"--act-order is for gptq, awq+gptq and smoothquant+gptq; --method is {method!r}")
     if format not in checkpoint.FORMATS:
         raise ValueError(f"--format is {format!r}; it may be {', '.join(checkpoint.FORMATS)}")
     if act_order and not static_groups and format != "gptq":
@@ -160,6 +160,8 @@ def quantize(
     loading.model_class(folder)
     check_output(output)
     tokenizer = loading.load_tokenizer(folder)
+    if evaluate and not predicts(folder):
+        refuse_given(context, MEASURING, f"on {model!r}, which predicts no tokens: nothing is measured")
     texts = read_texts(text, tokenizer, tokens) if evaluate and predicts(folder) else {}
     calibrated = method != "round_to_nearest" or activations == "static"
     drawn = draw_calibration(calibration, tokenizer, sequences, window) if calibrated else None

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from reference.cli_options import Command
 from reference.terminal import ProgressBar
 
 app = typer.Typer(
@@ -52,7 +53,7 @@ Seed = Annotated[int, typer.Option(help="Of every draw.", min=0)]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")]
 
 
-@app.command()
+@app.command(cls=Command)
 def quantize(
     model: Model,
     output: Output,
@@ -110,7 +111,7 @@ def quantize(
     settings = Settings(
         bits=tuple(bits), methods=tuple(method), group_size=None if group_size == -1 else group_size, texts=tuple(text),
         calibration=tuple(calibration), tokens=tokens, window=window, sequences=sequences,
-        recipe=Recipe(steps, batch, window, rate, rate / 3), seed=seed,
+        recipe=Recipe(steps, batch, window, rate), seed=seed,
     )  # fmt: skip
     found = run(
         model, output, max_loss=fraction(max_loss, "--max-loss"),
@@ -120,7 +121,7 @@ def quantize(
     _end(found, as_json)
 
 
-@app.command()
+@app.command(cls=Command)
 def prune(
     model: Model,
     output: Output,
@@ -175,7 +176,7 @@ def prune(
     _quiet()
     settings = Settings(
         rounds=rounds, most=most, multiple=multiple, texts=tuple(text), calibration=tuple(calibration), tokens=tokens,
-        window=window, sequences=sequences, seed=seed, recipe=Recipe(steps, batch, window, rate, rate / 3),
+        window=window, sequences=sequences, seed=seed, recipe=Recipe(steps, batch, window, rate),
         final_steps=final_steps,
     )  # fmt: skip
     found = run(

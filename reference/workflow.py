@@ -159,9 +159,7 @@ def check(
             f"{type(model).__name__} has no norm that {transform!r} could fold a scale into: it has no weights, or the residual reads it too"
         )
     if transform == "smoothquant" and alpha is None and activations is None:
-        raise ValueError(
-            "alpha is None; a search compares integer blocks and needs quantised activations (--alpha auto needs --activations)"
-        )
+        raise ValueError("alpha is None; a search compares integer blocks and needs quantised activations")
     if transform == "smoothquant" and alpha is not None:
         check_alpha(alpha)
     if method.endswith("gptq"):

@@ -60,7 +60,8 @@ def written(work: Path, name: str) -> Path:
     if name == "float":
         checkpoint.save(tutorial.load(dtype=torch.bfloat16), folder, tokenizer=tutorial.tokenizer())
     else:
-        options = ["--no-evaluate", "--sequences", "32", *FOLDERS[name]]
+        calibrated = {"--method", "static"} & set(FOLDERS[name])
+        options = ["--no-evaluate", *(["--sequences", "32"] if calibrated else []), *FOLDERS[name]]
         cli.main(["quantize", "tutorial", *options, "--output", str(folder)])
     return folder
 

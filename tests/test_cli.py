@@ -149,13 +149,14 @@ def test_every_option_of_quantize_arrives(
     ours = inspect.signature(pipeline.quantize_folder).parameters
     seen = intercepted(monkeypatch, pipeline, "quantize_folder")
     options = [
-        "--method", "smoothquant+gptq", "--bits", 3, "--group-size", -1, "--affine", "--clip-search", "--activations", "static",
+        "--method", "smoothquant+gptq", "--bits", 3, "--group-size", 32, "--affine", "--clip-search", "--activations", "static",
         "--sequences", 6, "--damping", 0.25, "--act-order", "--moving-groups", "--alpha", 0.75, "--format", "gptq",
         "--bits-for", "*.up_proj=4", "--bits-for", "*=a=5", "--skip", "*.o_proj", "--no-evaluate",
+        "--calibration", text,
     ]  # fmt: skip
-    texts = ["--calibration", text, "--text", text, "--window", 32, "--output", tmp_path / "out"]
-    assert run("quantize", model, *texts, *(options if given else [])).code == 130
-    spec = QuantizationSpec(3, symmetric=False, group_size=None, clip_search=True)
+    usual = ["--window", 32, "--output", tmp_path / "out"]
+    assert run("quantize", model, *usual, *(options if given else ["--text", text])).code == 130
+    spec = QuantizationSpec(3, symmetric=False, group_size=32, clip_search=True)
     assert seen["arguments"] == (
         model,
         tmp_path / "out",

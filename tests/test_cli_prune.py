@@ -24,8 +24,16 @@ from reference.models.families import block_linears
 from reference.quantization.grid import QuantizationSpec
 
 
-def options(text: Path, output: Path) -> list[object]:
-    return ["--output", output, "--text", text, "--calibration", text, "--window", 64, "--sequences", 8]
+def options(text: Path, output: Path, *, measured: bool = True, calibrated: bool = True) -> list[object]:
+    measure = ["--text", text] if measured else ["--no-evaluate"]
+    return [
+        "--output",
+        output,
+        "--window",
+        64,
+        *measure,
+        *(["--calibration", text, "--sequences", 8] if calibrated else []),
+    ]
 
 
 @pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
@@ -33,7 +41,16 @@ def test_prune_writes_zeros_that_transformers_loads(
     run: Callable, model: Path, text: Path, tmp_path: Path, method: str
 ) -> None:  # fmt: skip
     out = tmp_path / "out"
-    result = run("prune", model, "--method", method, "--sparsity", 0.75, *options(text, out), "--json")
+    result = run(
+        "prune",
+        model,
+        "--method",
+        method,
+        "--sparsity",
+        0.75,
+        *options(text, out, calibrated=method != "magnitude"),
+        "--json",
+    )
     assert result.code == 0
     report = result.json
     assert (report["method"], report["sparsity"], report["pattern"], report["spec"]) == (method, 0.75, None, None)
@@ -64,8 +81,19 @@ def test_pattern_and_bits_leave_codes_of_zero(
     run: Callable, model: Path, text: Path, tmp_path: Path, grid: str
 ) -> None:  # fmt: skip
     out = tmp_path / "out"
-    command = ["prune", model, "--pattern", "2:4", "--bits", 4, "--group-size", 32, grid, *options(text, out)]
-    assert run(*command, "--no-evaluate").code == 0
+    command = [
+        "prune",
+        model,
+        "--pattern",
+        "2:4",
+        "--bits",
+        4,
+        "--group-size",
+        32,
+        grid,
+        *options(text, out, measured=False),
+    ]
+    assert run(*command).code == 0
     ours = checkpoint.load(out)
     layers = [(name, layer) for name, layer in block_linears(ours) if isinstance(layer, QuantizedLinear)]
     assert len(layers) == 14
@@ -116,17 +144,20 @@ def test_every_option_of_prune_arrives(
     seen = intercepted(monkeypatch, pipeline, "prune_folder")
     more = [
         "--method", "wanda", "--pattern", "2:4", "--bits", 3, "--group-size", -1, "--affine", "--format", "gptq",
-        "--skip", "*.o_proj", "--damping", 0.25, "--no-evaluate",
+        "--skip", "*.o_proj",
     ]  # fmt: skip
-    assert run("prune", model, *options(text, tmp_path / "out"), *(more if given else [])).code == 130
+    usual = options(text, tmp_path / "out", measured=not given)
+    assert run("prune", model, *usual, *(more if given else [])).code == 130
     spec = QuantizationSpec(3, symmetric=False, group_size=None)
     assert seen["arguments"] == (model, tmp_path / "out", None if given else 0.5)
-    names = ("pattern", "method", "spec", "skip", "damping", "format")
-    default = (None, "sparsegpt", None, (), 0.01, "compressed-tensors")
-    wanted = ((2, 4), "wanda", spec, ("*.o_proj",), 0.25, "gptq") if given else default
+    names = ("pattern", "method", "spec", "skip", "format")
+    default = (None, "sparsegpt", None, (), "compressed-tensors")
+    wanted = ((2, 4), "wanda", spec, ("*.o_proj",), "gptq") if given else default
     assert tuple(seen[name] for name in names) == wanted
     assert (seen["measure"] is None) == given
     assert [tuple(ids.shape) for ids in seen["calibration"]] == [(8, 64)]
+    assert run("prune", model, *usual, *(["--damping", 0.25] if given else [])).code == 130
+    assert seen["damping"] == (0.25 if given else 0.01)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +176,7 @@ def test_every_option_of_prune_arrives(
         (["--pattern", "64:128"], "128 does not divide the 64 inputs of model.layers.0.self_attn.q_proj"),
         (["--bits", 1], "bits is 1; it may be an integer from 2 to 8"),
         (["--bits", 4, "--group-size", 48], "group_size 48 does not divide the 64 inputs of"),
-        (["--format", "zip"], "--format is 'zip'; it may be"),
+        (["--bits", 4, "--format", "zip"], "--format is 'zip'; it may be"),
         (["--skip", "*"], "skip leaves all 14 linear layers as they are"),
         (["--skip", "*.nothing"], "pattern '*.nothing' fits no layer"),
     ],
@@ -153,7 +184,7 @@ def test_every_option_of_prune_arrives(
 def test_wrong_options_end_with_one_line_and_leave_nothing(
     run: Callable, model: Path, text: Path, tmp_path: Path, arguments: list, message: str
 ) -> None:  # fmt: skip
-    refused(run("prune", model, *options(text, tmp_path / "new" / "out"), *arguments, "--no-evaluate"), message)
+    refused(run("prune", model, *options(text, tmp_path / "new" / "out", measured=False), *arguments), message)
     assert list(tmp_path.iterdir()) == []
 
 

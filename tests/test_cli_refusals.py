@@ -71,12 +71,15 @@ def poison(folder: Path) -> None:
             ["--group-size", 48],
             "group_size 48 does not divide the 64 inputs of model.layers.0.self_attn.q_proj; 32, 64",
         ),
-        (["--group-size", 0], "group_size is 0; it may be a positive integer"),
+        (["--group-size", 0], "group_size is 0; it may be a positive integer, or -1 for one scale a row"),
         (["--bits", 9], "bits is 9; it may be an integer from 2 to 8"),
-        (["--group-size", 24], "(one scale per output channel; --group-size -1) always fits"),
+        (["--group-size", 24], "--group-size -1 (one scale per output channel) always fits"),
         (["--bits", "four"], "Invalid value for '--bits'"),
         (["--activations", "int8"], "--activations is 'int8'; it may be float, per_token, per_tensor, static"),
-        (["--act-order"], "--act-order is for gptq, awq+gptq and smoothquant+gptq; --method is 'round_to_nearest'"),
+        (
+            ["--act-order"],
+            "--act-order has no effect unless --method is gptq, awq+gptq or smoothquant+gptq; leave it out",
+        ),
         (["--method", "magic"], "--method is 'magic'; it may be round_to_nearest"),
         (["--text", "novel"], "text 'novel' is neither a file nor one of code, documentation"),
         (["--window", 64, "--stride", 65], "stride is 65; it may be 1 to window (64)"),
@@ -145,7 +148,10 @@ def test_damaged_models_end_with_one_line_and_leave_nothing(
         (["--damping", -1], "damping is -1.0; it may be 0 or more and below 1000"),
         (["--damping", "nan"], "damping is nan; it may be 0 or more and below 1000"),
         (["--method", "smoothquant", "--alpha", 2], "alpha is 2.0; it may be 0"),
-        (["--method", "smoothquant", "--alpha", "auto"], "--alpha auto needs --activations"),
+        (
+            ["--method", "smoothquant", "--alpha", "auto"],
+            "--alpha is auto; a search compares integer blocks and needs quantised activations (--activations)",
+        ),
         (["--bits-for", "*=²"], "--bits-for is '*=²'; it should be PATTERN=BITS"),
     ],
 )
@@ -232,6 +238,17 @@ def test_an_output_below_a_file_is_refused(run: Callable, model: Path, tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def texts_for(command: list, text: Path, output: Path) -> list[object]:
+    """The texts that a command reads, and where it writes."""
+    if command[0] == "evaluate":
+        return ["--text", text]
+    solved = {"gptq", "wanda"} & set(command) or (command[0] == "prune" and "magnitude" not in command)
+    measure = [] if "--no-evaluate" in command else ["--text", text]
+    if solved:
+        return [*measure, *calibrated(text, output)]
+    return [*measure, "--output", output, *(["--calibration", text] if "--average-bits" in command else [])]
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -247,8 +264,7 @@ def test_a_window_beyond_the_models_positions_is_refused(
     run: Callable, text: Path, tmp_path: Path, command: list
 ) -> None:  # fmt: skip
     model = tiny_models.save(tiny_models.build("opt", positions=64), tmp_path / "opt")
-    texts = ["--text", text, *(calibrated(text, tmp_path / "out") if command[0] != "evaluate" else [])]
-    result = run(command[0], model, *command[1:], *texts, "--window", 65)
+    result = run(command[0], model, *command[1:], *texts_for(command, text, tmp_path / "out"), "--window", 65)
     refused(result, "--window is 65; it may be 2 to 64, the model's positions")
     assert [path.name for path in tmp_path.iterdir()] == ["opt"]
     short = ["evaluate", model, "--text", text, "--window", 512, "--tokens", 64]  # no text is as long as the window
@@ -265,15 +281,8 @@ def test_a_tokenizer_that_knows_more_than_the_model_is_refused(
     model = tiny_models.build("llama")
     model.resize_token_embeddings(64)
     tiny_models.save(model, tmp_path / "llama")
-    result = run(
-        *command[:1],
-        tmp_path / "llama",
-        *command[1:],
-        "--no-evaluate",
-        "--window",
-        64,
-        *calibrated(text, tmp_path / "out"),
-    )
+    command = [*command, "--no-evaluate", "--window", 64]
+    result = run(command[0], tmp_path / "llama", *command[1:], *texts_for(command, text, tmp_path / "out"))
     refused(result, f"makes id 241, and the model in '{tmp_path / 'llama'}' knows 64 tokens: is it another model's?")
     assert [path.name for path in tmp_path.iterdir()] == ["llama"]
 

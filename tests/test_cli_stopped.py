@@ -54,6 +54,37 @@ def test_stopped_in_its_first_imports_it_says_one_word(tmp_path: Path, number: i
     assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", f"{word}\n")
 
 
+LAST = """
+import os, signal, sys, threading, time
+from reference import __main__, cli
+
+def main(arguments):
+    print("all is said")
+    while_working = signal.getsignal(signal.{name})
+
+    def download():  # what a library left to a thread
+        while signal.getsignal(signal.{name}) == while_working:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.{name})
+        time.sleep(60)
+
+    threading.Thread(target=download).start()
+    sys.exit(3)
+
+cli.main = main
+__main__.main()
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_stopped_while_the_interpreter_waits_for_a_thread_it_ends_with_its_own_code(name: str) -> None:
+    """A second Ctrl-C, while what the first one broke off still waits for a download."""
+    done = subprocess.run(
+        [sys.executable, "-c", LAST.format(name=name)], capture_output=True, text=True, timeout=55, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (3, "all is said\n", "")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("where", ["import", "finalizer"])
 def test_what_others_would_swallow_stops_the_command_a_little_later(
@@ -150,7 +181,8 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
     for work in ("draw_calibration", "read_texts", "losses"):
         for room in (cli_quantize, cli_prune):
             monkeypatch.setattr(room, work, lambda *_, **__: pytest.fail("worked before it looked"))
-    options = [folder / "out"] if command[0] == "compress" else [folder / "out", "--text", text, "--calibration", text]
+    texts = {"compress": [], "quantize": ["--text", text]}.get(command[0], ["--text", text, "--calibration", text])
+    options = [folder / "out", *texts]
     where = command.index("quantize" if command[0] == "workflow" else command[0]) + 1
     result = run(*command[:where], model, *command[where:], *options)
     refused(result, f"'{folder / 'out'}' cannot be created: '{folder}' is not writable")

@@ -15,6 +15,7 @@ EXEMPT = (
     "reference.cli",
     "reference.cli_compress",
     "reference.cli_look",
+    "reference.cli_options",
     "reference.cli_prune",
     "reference.cli_quantize",
     "reference.cli_shared",

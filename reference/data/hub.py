@@ -89,7 +89,7 @@ def read(name: str, part: str, *, source: str | Path | None = None) -> str:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"text {name!r} could not be loaded from {source or entry.path} ({first}). Without a network, "
-            "use --text code, --text documentation, or --text FILE with a text file of your own"
+            "take 'code' or 'documentation', which ship, or a text file of your own"
         ) from error
     texts = rows[entry.column]
     return entry.separator.join(texts[: entry.rows] if entry.rows else texts)

@@ -130,9 +130,12 @@ def cuts(model: nn.Module, batches: list[Tensor], wanted: int, most: int, *, mul
     before, found = block_weights(model), []
     with torch.no_grad():
         base = _mean_loss(model, batches)
-    for groups, ratio, kind in _possible(model, wanted, multiple):
-        scores = importance.taylor_scores(model, groups, next_token_loss, batches)
-        keep = structured.keep_best(scores, ratio, multiple=multiple if kind == "neurons" else 1)
+    possible = _possible(model, wanted, multiple)
+    units = [group for groups, _, _ in possible for group in groups]
+    scores = importance.taylor_scores(model, units, next_token_loss, batches)  # of both kinds from one gradient
+    for groups, ratio, kind in possible:
+        own = {group.name: scores[group.name] for group in groups if not group.fixed}
+        keep = structured.keep_best(own, ratio, multiple=multiple if kind == "neurons" else 1)
         smaller = structured.shrink(model, groups, keep)
         removed = before - block_weights(smaller)
         if not 0 < removed <= most:

@@ -25,7 +25,7 @@ TITLES = (
     "Baseline measurement", "Post-training sweep", "Calibration check", "Quantization-aware training",
     "Hardware validation",
 )  # fmt: skip
-TRAINING = Recipe(200, rate=1e-3, rest_rate=3e-4)
+TRAINING = Recipe(200, rate=1e-3)
 #: Tokens that are computed one by one to compare decoding with prompts.
 DECODED = 48
 

@@ -15,12 +15,14 @@ class Recipe(NamedTuple):
     """How long, on what and how fast to train.
 
     ``steps`` of ``batch`` windows of ``window`` tokens; ``rate`` is the peak of AdamW for matrices, ``rest_rate`` for
-    embeddings, norms and biases, 0 to freeze them.
+    embeddings, norms and biases, 0 to freeze them and a third of ``rate`` if None.
 
     Example:
         >>> recipe = Recipe(steps=200)
         >>> recipe.steps * recipe.batch * recipe.window  # tokens that the model sees
         409600
+        >>> round(recipe._replace(rate=3e-3).rest, 6)  # of embeddings, norms and biases: a third
+        0.001
 
     Chapter: practice/pruning_pipeline
     """
@@ -29,7 +31,12 @@ class Recipe(NamedTuple):
     batch: int = 8
     window: int = 256
     rate: float = 5e-4
-    rest_rate: float = 1e-4
+    rest_rate: float | None = None
+
+    @property
+    def rest(self) -> float:
+        """Peak rate of embeddings, norms and biases."""
+        return self.rate / 3 if self.rest_rate is None else self.rest_rate
 
 
 def retrain(
@@ -80,7 +87,7 @@ def retrain(
             raise ValueError(f"text {name!r} has {len(ids)} tokens; training draws windows of {recipe.window} from it")
     tokens, share = [ids.numpy() for ids in texts.values()], [1 / len(texts)] * len(texts)
     loss = objective(model, "distillation", teacher)
-    groups = parameter_groups(model, recipe.rate, rest_rate=recipe.rest_rate)
+    groups = parameter_groups(model, recipe.rate, rest_rate=recipe.rest)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
 
     def loss_of_step(step: int) -> Tensor:

@@ -58,9 +58,7 @@ class QuantizationSpec:
             raise ValueError(f"bits is {self.bits!r}; it may be an integer from 2 to 8")
         size = self.group_size
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise ValueError(
-                f"group_size is {size!r}; it may be a positive integer, or None (--group-size -1) for one scale a row"
-            )
+            raise ValueError(f"group_size is {size!r}; it may be a positive integer, or None for one scale a row")
         if self.per_tensor and size is not None:
             raise ValueError("per_tensor and group_size exclude each other; give one of them")
         if self.symmetric and not self.zero_in_range:
@@ -102,7 +100,7 @@ def check_weight(weight: Tensor, spec: QuantizationSpec, name: str = "weight") -
         >>> check_weight(torch.ones(2, 6), QuantizationSpec(4, group_size=4), 'head')
         Traceback (most recent call last):
             ...
-        ValueError: group_size 4 does not divide the 6 inputs of head; no usual group size divides it, and None (one scale per output channel; --group-size -1) always fits
+        ValueError: group_size 4 does not divide the 6 inputs of head; no usual group size divides it, and None (one scale per output channel) always fits
 
     Chapter: quantization/post_training
     """
@@ -120,7 +118,7 @@ def check_weight(weight: Tensor, spec: QuantizationSpec, name: str = "weight") -
         advice = f"{', '.join(map(str, fitting))} would divide it" if fitting else "no usual group size divides it"
         raise ValueError(
             f"group_size {size} does not divide the {weight.shape[1]} inputs of {name}; {advice}, "
-            "and None (one scale per output channel; --group-size -1) always fits"
+            "and None (one scale per output channel) always fits"
         )
 
 

@@ -117,7 +117,7 @@ def test_without_a_network_the_error_says_what_to_do(tmp_path: Path) -> None:
     for key, place in (("wikitext2 evaluation", "Salesforce/wikitext"), ("c4 calibration", "nowhere")):
         assert texts[key].startswith("ERROR text '")
         assert place in texts[key]
-        assert "use --text code, --text documentation, or --text FILE" in texts[key]
+        assert "take 'code' or 'documentation', which ship" in texts[key]
         assert "\n" not in texts[key]
 
 

@@ -56,6 +56,20 @@ def test_agrees_with_the_evaluation_of_a_whole_text():
     assert found.extra.sum().item() * 100 * math.log(2) == pytest.approx(float(nats[0] - nats[1]), rel=1e-3)
 
 
+def test_requests_that_go_together_get_the_numbers_that_each_gets_alone():
+    model, other = tutorial.load(), tutorial.load(dtype=torch.bfloat16).float()
+    with torch.no_grad():
+        other.lm_head.weight.mul_(1.1)
+    ids = text.encode(text.read("code"), tutorial.tokenizer())[:1996]
+    requests = list(ids.split([64] * 11 + [40, 40, 500, 500, 64, 64, 84]))
+    sizes, seen = list(range(100, 100 + len(requests))), []
+    model.register_forward_pre_hook(lambda _, __, given: seen.append(tuple(given["input_ids"].shape)), with_kwargs=True)
+    found = torch.stack(shadow(model, other, requests, sizes))
+    assert seen == [(8, 64), (3, 64), (2, 40), (1, 500), (1, 500), (2, 64), (1, 84)]
+    alone = [torch.stack(shadow(model, other, [ids], [size])) for ids, size in zip(requests, sizes, strict=True)]
+    torch.testing.assert_close(found, torch.cat(alone, dim=1), rtol=1e-4, atol=1e-8)
+
+
 @pytest.mark.parametrize(
     ("requests", "sizes", "words"),
     [

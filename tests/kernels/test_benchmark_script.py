@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked import Forked
 
 pytest.importorskip("triton", reason="the kernels run with Triton, which is not installed")
 
@@ -35,15 +36,21 @@ def test_every_case_passes_its_check(tmp_path) -> None:
 
 def test_without_a_gpu_it_says_so(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    done = run("--output", str(tmp_path / "rows.jsonl"))
-    assert done.returncode == 1
-    assert "needs an NVIDIA GPU" in done.stderr
+    done = Forked(ROOT / "benchmarks" / "kernels.py", "--output", tmp_path / "rows.jsonl").wait()
+    assert done.code == 1
+    assert "needs an NVIDIA GPU" in done.err
 
 
 def test_tables_that_the_tuner_writes_are_used(tmp_path) -> None:
     """Each plan of each contest survives the way through JSON, and is the one that the kernel then takes."""
-    script = """
-import json, sys
+    script = tmp_path / "plans.py"
+    script.write_text(f"import sys\nsys.path[:0] = {[str(ROOT / 'benchmarks'), str(ROOT)]}\n" + PLANS)
+    done = Forked(script, tmp_path / "tables.json").wait()
+    assert done.code == 0, done.err
+
+
+PLANS = """
+import json
 from pathlib import Path
 import tables, tune_kernels
 from reference.kernels import codebook, w4a16
@@ -63,7 +70,3 @@ tasks = tune_kernels.tasks(3)
 assert {case.kernel for cases in tasks for case in cases} == {"w4a16", "w8a8", "codebook", "sparse_24"}
 assert tune_kernels.winner({"a": {"p": 1.0, "q": 4.0, "r": 0.1}, "b": {"p": 3.0, "q": 1.0}}) == "p"
 """
-    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'benchmarks'}:{ROOT}"}
-    command = [sys.executable, "-c", script, str(tmp_path / "tables.json")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]

@@ -44,7 +44,8 @@ def run(run: Callable[..., Result], sentence: Path) -> Callable[..., Result]:
     """A workflow on the sentence, in this process; anything but SystemExit that escapes fails the test."""
 
     def call(workflow: str, model: object, *arguments: object) -> Result:
-        texts = ["--text", sentence, "--calibration", sentence, "--window", 32, "--batch", 4]
+        trained = "--steps" not in arguments or arguments[arguments.index("--steps") + 1] > 0
+        texts = ["--text", sentence, "--calibration", sentence, "--window", 32, *(["--batch", 4] if trained else [])]
         return run("workflow", workflow, model, *texts, *arguments)
 
     return call

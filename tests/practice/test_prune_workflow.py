@@ -21,9 +21,10 @@ from reference.evaluation import size_on_disk
 from reference.models import loading
 from reference.models.families import block_linears
 from reference.practice import cuts, measurement, pruning, pruning_steps, sparse_kernels
+from reference.practice.retraining import Recipe
 from reference.practice.targets import Target
 from reference.practice.work import unfinished
-from reference.pruning import schedules
+from reference.pruning import blocks, importance, schedules, structured
 
 SMALL = [
     "--sequences",
@@ -95,8 +96,6 @@ def test_every_option_arrives(
         0.3,
         "--rounds",
         3,
-        "--most",
-        0.7,
         "--multiple",
         8,
     ]
@@ -107,11 +106,13 @@ def test_every_option_arrives(
     limited = tuple(seen[name] for name in ("max_loss", "max_bytes", "min_ratio", "sparsity"))
     assert limited == ((0.03, 4000, 2.5, 0.3) if given else (0.03, None, None, None))
     texts = {"texts": (str(sentence),), "calibration": (str(sentence),), "window": 32}
-    mine = {"rounds": 3, "most": 0.7, "multiple": 8, "tokens": 400, "sequences": 5, "final_steps": 9, "seed": 7}
+    mine = {"rounds": 3, "multiple": 8, "tokens": 400, "sequences": 5, "final_steps": 9, "seed": 7}
     recipe = seen["settings"].recipe
     assert seen["settings"] == pruning.Settings(**texts, **(mine if given else {}), recipe=recipe)
-    assert recipe[:4] == ((6, 4, 32, 3e-3) if given else (50, 4, 32, 5e-4))
-    assert recipe.rest_rate == pytest.approx(recipe.rate / 3)
+    assert recipe == (Recipe(6, 4, 32, 3e-3) if given else Recipe(50, 4, 32))
+    most = ["--most", 0.7] if given else []
+    assert run("prune", "mine", "--max-loss", "3%", "--output", tmp_path / "out", *most).code == 130
+    assert seen["settings"].most == (0.7 if given else 0.5)
 
 
 @pytest.mark.usefixtures("no_gain")
@@ -195,12 +196,17 @@ def test_zeros_are_written_only_where_a_kernel_pays_and_the_limit_holds(
         shares = ((0.02, 1.5), (0.9, 3.0), (0.01, 0.9))
         return [{"format": "CSR", "tokens": tokens, "sparsity": s, "times as fast": t} for s, t in shares]
 
+    made, with_zeros = [], pruning_steps.Steps.with_zeros
+    monkeypatch.setattr(
+        pruning_steps.Steps, "with_zeros", lambda self, *row: made.append(row) or with_zeros(self, *row)
+    )
     monkeypatch.setattr(pruning_steps, "times_as_fast", fast)
     options = ["--sparsity", 0.1, "--json", *SMALL, "--final-steps", 30]
     result = run("prune", llama, "--max-loss", "50%", "--output", tmp_path / "out", *options)
     rows = {row["sparsity"]: row for row in result.steps["Sparse library check"]["rows"]}
     assert rows[0.01]["rise"] == "no gain"
     assert rows[0.9]["rise"] > 0.5 >= rows[0.02]["rise"]
+    assert len(made) == 3  # each share that pays once, for one token and for 64 alike, and the answer
     assert result.json["answer"].endswith("2% zeros for CSR")
     for _, layer in block_linears(loading.load_float(tmp_path / "out")):
         assert int((layer.weight == 0).sum()) == round(0.02 * layer.weight.numel())
@@ -232,6 +238,26 @@ def test_the_cut_that_costs_least_a_weight_comes_first(llama: Path) -> None:
     assert 8000 <= neurons.weights < 8000 + 8 * 6 * 64
     assert neurons.model.config.intermediate_size % 8 == 0
     assert cuts.cuts(model, [ids], 8000, 100, multiple=8) == []
+
+
+def test_both_kinds_are_scored_by_one_gradient_as_each_by_its_own(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, loss, graphs = loading.load_float(llama), cuts.next_token_loss, []
+    batches = [torch.randint(0, 256, (4, 32), generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+
+    def watched(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+        found = loss(model, ids)
+        graphs.append(found.requires_grad)
+        return found
+
+    monkeypatch.setattr(cuts, "next_token_loss", watched)
+    found = {cut.kind: cut.model for cut in cuts.cuts(model, batches, 8000, 60_000, multiple=8)}
+    assert sum(graphs) == len(batches)
+    for kind, groups in (("neurons", blocks.neurons(model)), ("heads", blocks.heads(model))):
+        scores, units = importance.taylor_scores(model, groups, loss, batches), found[kind].config
+        kept = units.intermediate_size if kind == "neurons" else units.num_key_value_heads
+        keep = structured.keep_best(scores, 1 - kept / groups[0].size)
+        alone = structured.shrink(model, groups, keep).state_dict()
+        assert all(torch.equal(tensor, alone[name]) for name, tensor in found[kind].state_dict().items())
 
 
 @pytest.mark.parametrize(
