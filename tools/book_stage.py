@@ -24,18 +24,22 @@ GENERATED = Path("book") / "_generated"
 
 def run_times(records: dict[Path, book_execute.Record]) -> str:
     """The table of measured run times, as Markdown."""
-    lines = ["| chapter | seconds | elapsed | date | machine |", "|---|---:|---:|---|---|"]
+    machines = sorted({record.machine for record in records.values()})
+    several = len(machines) > 1  # one machine is named once, below
+    head = ["chapter", "seconds", "elapsed", "date", *["machine"] * several]
+    lines = [f"| {' | '.join(head)} |", "|---|---:|---:|---|" + "---|" * several]
     for notebook, record in records.items():
         link = f"[{chapter_name(notebook)}](/{notebook.as_posix()})"
-        times = f"{record.seconds:.1f} | {record.elapsed:.1f}"
-        lines.append(f"| {link} | {times} | {record.date} | {record.machine} |")
+        cells = [link, f"{record.seconds:.1f}", f"{record.elapsed:.1f}", record.date, *[record.machine] * several]
+        lines.append(f"| {' | '.join(cells)} |")
     versions = {f"{name} {version}" for record in records.values() for name, version in record.versions.items()}
     how = (
         "Seconds: processor time of a fresh kernel for all cells; it has one thread. A chapter is written to take at most "
         f"{book_execute.AIM:.0f} seconds; processors differ, and a rented one does from day to day, so the build stops at "
         f"{book_execute.LIMIT:.0f}. Elapsed: by the clock, with whatever else the machine did."
     )
-    lines += ["", f"{how} Versions: {', '.join(sorted(versions))}."]
+    where = "" if several else f" Machine: {''.join(machines)}."
+    lines += ["", f"{how}{where} Versions: {', '.join(sorted(versions))}."]
     return "\n".join(lines) + "\n"
 
 

@@ -1,6 +1,7 @@
 """Three ways through the book, with the minutes that the chapters themselves state and the seconds that they ran."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -101,7 +102,7 @@ def page(seconds: Mapping[Path, float], root: Path = ROOT) -> str:
         lines += [
             f"## {reader}",
             "",
-            f"{len(steps)} chapters, {reading} minutes to read, {running:.0f} seconds to run.",
+            f"{len(steps)} chapters, {reading // 60} h {reading % 60} min to read, {math.ceil(running / 60)} min to run.",
             "",
         ]
         lines += ["| | chapter | why here | to read, min | ran in, s |", "|---:|---|---|---:|---:|"]

@@ -179,9 +179,17 @@ def test_recorded_outputs_are_of_the_books_notebooks():
 
 def test_run_times_are_shown():
     table = book_stage.run_times({BOOK[0]: RECORD})
-    assert "| 12.3 | 20.0 | 2026-01-31 | a CPU, 2 cores |" in table
+    assert "| 12.3 | 20.0 | 2026-01-31 |\n" in table
     assert f"(/{BOOK[0].as_posix()})" in table
+    assert "Machine: a CPU, 2 cores. " in table
     assert "torch 2.13.0" in table
+
+
+def test_where_machines_differ_each_run_time_names_its_own():
+    table = book_stage.run_times({BOOK[0]: RECORD, BOOK[1]: dataclasses.replace(RECORD, machine="another")})
+    assert "| 12.3 | 20.0 | 2026-01-31 | a CPU, 2 cores |" in table
+    assert "| 12.3 | 20.0 | 2026-01-31 | another |" in table
+    assert "Machine:" not in table
 
 
 def test_the_badge_line_gets_the_measured_time():

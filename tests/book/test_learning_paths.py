@@ -30,7 +30,7 @@ def test_minutes_and_seconds_are_summed(monkeypatch):
     )
     text = learning_paths.page({a: 10.4, b: 20.3})
     total = sum(learning_paths.minutes(book_paths.ROOT / n) for n in (a, b))
-    assert f"2 chapters, {total} minutes to read, 31 seconds to run." in text
+    assert f"2 chapters, {total // 60} h {total % 60} min to read, 1 min to run." in text
     assert "[GPTQ](/notebooks/quantization/gptq.ipynb) | then |" in text
 
 
