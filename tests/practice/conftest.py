@@ -44,7 +44,8 @@ def run(run: Callable[..., Result], sentence: Path) -> Callable[..., Result]:
     """A workflow on the sentence, in this process; anything but SystemExit that escapes fails the test."""
 
     def call(workflow: str, model: object, *arguments: object) -> Result:
-        trained = "--steps" not in arguments or arguments[arguments.index("--steps") + 1] > 0
+        steps = [arguments[place + 1] for place, word in enumerate(arguments) if word == "--steps"]
+        trained = not steps or steps[-1] > 0  # the last one counts
         texts = ["--text", sentence, "--calibration", sentence, "--window", 32, *(["--batch", 4] if trained else [])]
         return run("workflow", workflow, model, *texts, *arguments)
 
