@@ -27,7 +27,7 @@ executed: $(STAMP)  ## the first half of make book: execute what changed
 	$(BIN)/python tools/book_execute.py
 
 test: lint  ## ruff, mypy and all tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 browser: $(STAMP) pdf  ## every page of the built site in Chromium: phone and desk, light and dark, keyboard, search
 	BROWSER=required $(BIN)/python -m pytest -n 2 tests/browser

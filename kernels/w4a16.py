@@ -24,6 +24,8 @@ every run. Beyond 128 rows each tile of rows would unpack the weight again, besi
 multiplication does faster: `dense` unpacks it once, into memory, for `torch.mm`, and what it wrote is given back after
 the product. So does vLLM's AWQ, from 256 rows on.
 
+A fifth, `direct_rows`, is no table's choice yet: `few_rows` without shared memory, compiled and correct, not measured.
+
 2-bit codes lie likewise, sixteen a word (``bits=2``). 3-bit codes do not fit: eight of them fill three bytes, so no
 load of a thread's share is aligned.
 """
@@ -38,6 +40,7 @@ from torch import Tensor
 
 from ._checks import FLOATS, check_shape, check_tensors
 from ._dense import dense
+from ._direct_rows import direct_rows
 from ._few_rows import few_rows
 from ._many_rows import many_rows
 from ._one_row import one_row
@@ -47,6 +50,7 @@ from ._triton import INTERPRETED, triton
 NIBBLES = 8  # codes in a word
 QUAD = 32  # codes in 16 bytes, the most that one thread loads at once; a group holds whole quads
 RUN = 1024  # columns whose codes a warp of `one_row` loads at a time, 16 bytes a thread
+EIGHT = 8  # rows of `direct_rows`, the least of the tensor cores
 BLOCK = 128  # columns that `few_rows` multiplies at a time: eight products of 16, the least K of the tensor cores
 
 
@@ -91,6 +95,24 @@ class Few(NamedTuple):
     early: bool = False
 
 
+class Direct(NamedTuple):
+    """How `direct_rows` works: outputs of a program, blocks of 128 columns a turn (a warp each), turns asked for ahead.
+
+    No table names it yet: it has not been measured.
+
+    Example:
+        >>> plan = Direct(outputs=16, blocks=4, ahead=2)
+        >>> plan.outputs * plan.blocks * BLOCK // 2 * plan.ahead  # bytes of weight that a program has on their way
+        8192
+
+    Chapter: advanced/kernels
+    """
+
+    outputs: int
+    blocks: int
+    ahead: int
+
+
 class OneRow(NamedTuple):
     """How `one_row` works: outputs of a program, runs of 1024 columns a turn, warps, stages.
 
@@ -122,7 +144,7 @@ class Dense(NamedTuple):
     warps: int
 
 
-Plan = Few | OneRow | Tile | Dense
+Plan = Few | Direct | OneRow | Tile | Dense
 
 #: The kernels' settings by rows of x and outputs, each up to the number given; the fastest on an H200, with 4 bits in
 #: groups of 128 (`benchmarks/tune_kernels.py`).
@@ -252,6 +274,9 @@ def w4a16(
         if isinstance(plan, Few):
             _launch_few(x, weight, y, group_size, bits, plan)
             return y
+        if isinstance(plan, Direct):
+            _launch_direct(x, weight, y, group_size, bits, plan)
+            return y
         if isinstance(plan, Dense):
             return torch.mm(x.detach(), _unpacked(weight, columns, group_size, bits, plan, x.dtype).T, out=y)
         splits = plan.splits or splits_for(rows, outputs, columns, plan[:3])
@@ -274,6 +299,17 @@ def _launch_few(x: Tensor, weight: Weight, y: Tensor, group_size: int, bits: int
         BITS=bits, G=group_size, ROWS=plan.rows, OUTPUTS=plan.outputs, COLUMNS=BLOCK, BLOCKS=plan.blocks,
         STAGES=plan.stages, ONE=rows == 1, EVEN=even, EARLY=early, num_warps=plan.warps,
         **({"launch_pdl": True} if early else {}),
+    )  # fmt: skip
+
+
+def _launch_direct(x: Tensor, weight: Weight, y: Tensor, group_size: int, bits: int, plan: Direct) -> None:
+    (rows, columns), outputs = x.shape, y.shape[1]
+    packed, scale, zero_point = weight
+    units = packed if bits == 4 else packed.view(torch.int16)
+    direct_rows[(triton.cdiv(outputs, plan.outputs), triton.cdiv(rows, EIGHT))](
+        x, units, scale, zero_point, y, rows, outputs, columns, columns // 8, scale.shape[1], x.stride(0),
+        BITS=bits, G=group_size, ROWS=EIGHT, OUTPUTS=plan.outputs, BLOCKS=plan.blocks, AHEAD=plan.ahead,
+        EVEN=outputs % plan.outputs == 0, num_warps=plan.blocks,
     )  # fmt: skip
 
 

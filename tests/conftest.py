@@ -12,22 +12,30 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import no_network
 import pytest
-import tiny_models
-import torch
 from command_line import Result
 from hypothesis import settings
 
 no_network.block()
-torch.set_num_threads(1)
 
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
+# torch and transformers are imported by tests only: the process that hands tests to two workers would import them as well,
+# while those wait.
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama with a tokenizer of single bytes."""
+    import tiny_models
+
     return tiny_models.save(tiny_models.build("llama"), tmp_path_factory.mktemp("models") / "tiny")
 
 

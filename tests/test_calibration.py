@@ -5,11 +5,10 @@ import warnings
 
 import pytest
 import torch
+from tiny_models import llama
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
     OPTConfig,
     OPTForCausalLM,
 )
@@ -25,15 +24,6 @@ from reference.quantization import CalibrationWarning, gptq, grid
 from reference.quantization.grid import QuantizationSpec
 
 SPEC = QuantizationSpec(3, group_size=16)
-
-
-def llama() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, max_position_embeddings=64,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
 
 
 def opt() -> OPTForCausalLM:

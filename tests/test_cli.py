@@ -13,6 +13,7 @@ import pytest
 import tiny_models
 import torch
 from command_line import intercepted, quantize_options, refused
+from forked import Forked
 from transformers import AutoModelForCausalLM
 
 from reference import checkpoint, cli, cli_shared, evaluation, pipeline, workflow
@@ -141,6 +142,31 @@ def test_a_loss_beyond_all_numbers_is_an_infinite_perplexity(monkeypatch: pytest
     assert (row["perplexity"], row["nats_per_token"], row["stride"]) == (math.inf, 710, 4)
 
 
+def test_zero_tokens_are_all_of_a_text(run: Callable, model: Path, text: Path) -> None:
+    scored = {}
+    for tokens in (0, 100, 10**6):
+        found = run("evaluate", model, "--text", text, "--window", 64, "--tokens", tokens, "--json")
+        scored[tokens] = found.json["quality"][str(text)]["tokens"]
+    whole = len(text.read_bytes())  # a token a byte, all but the first scored
+    assert scored == {0: whole - 1, 100: 99, 10**6: whole - 1}
+
+
+@pytest.mark.parametrize(
+    ("device", "message"), [("cuda", None), ("cuda:0", None), ("cuda:1", "torch finds 1 CUDA devices here")]
+)
+def test_a_device_is_one_of_those_that_are_there(
+    run: Callable, monkeypatch: pytest.MonkeyPatch, device: str, message: str | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(
+        loading,
+        "resolve",
+        lambda model: pytest.fail("looked") if message else (_ for _ in ()).throw(ValueError("reached")),
+    )
+    refused(run("evaluate", "tutorial", "--device", device), message or "reached")
+
+
 @pytest.mark.parametrize("given", [True, False])
 def test_every_option_of_quantize_arrives(
     run: Callable, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: bool
@@ -232,33 +258,16 @@ def test_average_bits_that_cannot_be_are_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_as_a_program(model: Path, text: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "reference",
-        "quantize",
-        str(model),
-        "--output",
-        "out",
-        "--json",
-        "--group-size",
-        "64",
-    ]
-    options = ["--text", str(text), "--window", "64"]
-    root = Path(cli.__file__).parent.parent
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    done = subprocess.run(
-        command + options, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300
-    )
+def test_as_a_program(model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["quantize", str(model), "--output", "out", "--json", "--group-size", "64"]
+    command = [sys.executable, "-m", "reference", *arguments, "--text", str(text), "--window", "64"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent.parent)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["after"]["bytes"] == evaluation.size_on_disk(tmp_path / "out")
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr == "error: output folder 'out' is not empty; name a new one or empty it first\n"
+    again = Forked(None, *arguments).wait()
+    assert again == (2, "", "error: output folder 'out' is not empty; name a new one or empty it first\n")
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,26 @@ def test_every_option_of_prune_arrives(
 
 
 @pytest.mark.parametrize(
+    ("given", "sparsity", "pattern"),
+    [(["--sparsity", 0], 0, None), (["--sparsity", 0.99], 0.99, None), (["--pattern", "4:4"], None, (4, 4))],
+)
+def test_the_ends_of_a_range_are_allowed(
+    run: Callable,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: list,
+    sparsity: float,
+    pattern: tuple,
+) -> None:
+    seen = intercepted(monkeypatch, pipeline, "prune_folder")
+    assert (
+        run("prune", model, "--method", "magnitude", "--no-evaluate", "--output", tmp_path / "out", *given).code == 130
+    )
+    assert (seen["arguments"][2], seen["pattern"]) == (sparsity, pattern)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--method", "magic"], "--method is 'magic'; it may be magnitude, wanda, sparsegpt"),

@@ -279,11 +279,11 @@ def test_a_tokenizer_that_knows_more_than_the_model_is_refused(
     run: Callable, text: Path, tmp_path: Path, command: list
 ) -> None:  # fmt: skip
     model = tiny_models.build("llama")
-    model.resize_token_embeddings(64)
+    model.resize_token_embeddings(241)
     tiny_models.save(model, tmp_path / "llama")
     command = [*command, "--no-evaluate", "--window", 64]
     result = run(command[0], tmp_path / "llama", *command[1:], *texts_for(command, text, tmp_path / "out"))
-    refused(result, f"makes id 241, and the model in '{tmp_path / 'llama'}' knows 64 tokens: is it another model's?")
+    refused(result, f"makes id 241, and the model in '{tmp_path / 'llama'}' knows 241 tokens: is it another model's?")
     assert [path.name for path in tmp_path.iterdir()] == ["llama"]
 
 

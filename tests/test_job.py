@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import goes_on_after_sigkill
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_models import llama
 
 from reference import workflow
 from reference.calibration import batches
@@ -16,15 +16,6 @@ from reference.job import Job, digest
 from reference.quantization.grid import QuantizationSpec
 
 SPEC = QuantizationSpec(3, group_size=16)
-
-
-def llama() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, max_position_embeddings=64,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
 
 
 def inputs() -> list[torch.Tensor]:

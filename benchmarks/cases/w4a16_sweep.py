@@ -7,7 +7,7 @@ from itertools import islice
 
 from cases import QUICK_SHAPES, SHAPES, Case
 from cases.w4a16 import case
-from reference.kernels.w4a16 import DENSE, MANY, PADDED, SOME, Few, OneRow, Plan, Tile
+from reference.kernels.w4a16 import DENSE, MANY, PADDED, SOME, Direct, Few, OneRow, Plan, Tile
 
 #: (outputs, blocks, warps, stages) of `few_rows`.
 EIGHT = [
@@ -16,6 +16,8 @@ EIGHT = [
     (32, 2, 2, 6), (32, 1, 1, 6), (64, 4, 4, 3), (64, 8, 8, 3), (64, 8, 8, 4), (64, 2, 2, 5),
 ]  # fmt: skip
 EARLY = [(16, 8, 8, 5), (32, 4, 4, 5), (32, 8, 8, 3)]
+#: (outputs, blocks, ahead) of `direct_rows`: none spills at capability 8.0 or 9.0. The bytes on their way grow with each.
+DIRECT = [(16, 4, 1), (16, 4, 3), (16, 8, 1), (32, 4, 1), (32, 4, 2)]
 #: (outputs, runs of 1024 columns, warps, stages) of `one_row`.
 ONE = [
     (16, 1, 4, 1), (16, 1, 4, 3), (8, 1, 1, 1), (8, 1, 1, 3), (8, 1, 2, 3), (8, 1, 4, 3), (8, 2, 4, 2), (16, 2, 8, 3),
@@ -56,7 +58,8 @@ def named(plan: Plan) -> str:
 def plans(rows: int) -> list[Plan]:
     """Those worth measuring for so many rows."""
     if rows <= 8:
-        few = [Few(8, *rest) for rest in EIGHT] + [Few(8, *rest, early=True) for rest in EARLY]
+        few: list[Plan] = [Few(8, *rest) for rest in EIGHT] + [Few(8, *rest, early=True) for rest in EARLY]
+        few += [Direct(*rest) for rest in DIRECT]
         return [*few, *([OneRow(*rest) for rest in ONE] if rows == 1 else [PADDED])]
     if rows <= 16:
         few = [Few(16, *rest) for rest in SIXTEEN] + [Few(8, *rest) for rest in EIGHT[7:12]]

@@ -132,6 +132,8 @@ def cuts(model: nn.Module, batches: list[Tensor], wanted: int, most: int, *, mul
         base = _mean_loss(model, batches)
     possible = _possible(model, wanted, multiple)
     units = [group for groups, _, _ in possible for group in groups]
+    if not units:
+        return []
     scores = importance.taylor_scores(model, units, next_token_loss, batches)  # of both kinds from one gradient
     for groups, ratio, kind in possible:
         own = {group.name: scores[group.name] for group in groups if not group.fixed}

@@ -9,6 +9,8 @@ import chapter_rules
 import pytest
 import tiny_models
 
+from reference.data import text
+
 CHAPTERS = {book_paths.chapter_name(path): path for path in book_paths.notebooks()}
 #: Names on the hub that chapters use, and what stands in for each.
 STAND_INS = {
@@ -27,14 +29,24 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The beginnings of the shipped texts, longer than any block asks for: a tokenizer takes two seconds for the whole of one."""
+    folder = tmp_path_factory.mktemp("texts")
+    for path in text.FOLDER.glob("*.txt"):
+        (folder / path.name).write_text(path.read_text(encoding="utf-8")[:50_000], encoding="utf-8")
+    return folder
+
+
 @pytest.mark.parametrize("chapter", CHAPTERS)
-def test_on_your_own_model(chapter, stand_ins, run, tmp_path, monkeypatch, capfd):
+def test_on_your_own_model(chapter, stand_ins, texts, run, tmp_path, monkeypatch, capfd):
     ((language, block),) = chapter_rules.own_model(chapter_rules.load(book_paths.ROOT / CHAPTERS[chapter]))
     names = set(re.findall("|".join(map(re.escape, STAND_INS)), block))
     assert names, f"the block names none of {list(STAND_INS)}"
     for name in names:
         block = block.replace(name, str(stand_ins[name]))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(text, "FOLDER", texts)
     if language == "python":
         exec(compile(block, f"{chapter}, on your own model", "exec"), {"__name__": "__main__"})
         said = capfd.readouterr().out

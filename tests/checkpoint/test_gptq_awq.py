@@ -2,15 +2,16 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
+import tiny_models
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from reference import checkpoint, workflow
 from reference.calibration import batches
@@ -22,17 +23,9 @@ from reference.quantization.grid import QuantizationSpec
 from reference.quantization.round_to_nearest import quantize_layer
 from reference.tensors import QuantizedTensor
 
+llama = partial(tiny_models.llama, intermediate_size=64, num_hidden_layers=2, num_key_value_heads=4)
 AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 IDS = torch.arange(24).reshape(2, 12)
-
-
-def llama() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=4, max_position_embeddings=64,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
 
 
 def bits_of(words: list[int]) -> str:

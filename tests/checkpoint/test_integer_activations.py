@@ -1,12 +1,14 @@
 """W8A8 and W4A8 checkpoints: what transformers computes from them, and what we do."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
+import tiny_models
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from reference import checkpoint, workflow
 from reference.calibration import batches
@@ -15,17 +17,9 @@ from reference.models.families import block_linears
 from reference.quantization.activations import ActivationSpec
 from reference.quantization.grid import QuantizationSpec
 
+llama = partial(tiny_models.llama, intermediate_size=64, num_hidden_layers=2, initializer_range=0.2)
 IDS = torch.arange(24).reshape(2, 12)
 CALIBRATION = batches(torch.randint(0, 64, (400,), generator=torch.Generator().manual_seed(0)), sequences=8, length=16)
-
-
-def llama() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.2,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
 
 
 @torch.no_grad()

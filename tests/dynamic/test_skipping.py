@@ -7,23 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
+from tiny_models import llama
 from torch import nn
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from reference.dynamic.skipping import TokenSkippingMLP, cut_at, fit_routers, set_thresholds, skip_tokens
 
 IDS = torch.randint(64, (3, 20), generator=torch.Generator().manual_seed(0))
-
-
-def llama() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-            num_key_value_heads=2,
-        )
-    ).eval()  # fmt: skip
 
 
 def skipping(capacity: float = 0.5) -> LlamaForCausalLM:

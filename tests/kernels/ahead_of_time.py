@@ -107,6 +107,9 @@ def describe(compiled, variant: Variant, code: list[tuple[int, str]]) -> dict[st
         "warps": variant.warps,
         "matrix": sorted(set(re.findall(r"(?:wgmma\.mma_async|mma\.sync)\S*", compiled.asm["ptx"]))),
         "loads_16_bytes": sum(".128" in load for load in loads),
+        "loads_16_bytes_before": sum(bool(re.match(r"LDG\S*\.128", text)) for _, text in code)
+        - sum(".128" in load and "STS" not in load for load in loads),
+        "shared_steps": sum(bool(re.match(r"(LDS|STS|BAR|SHFL)", text)) for text in loop),
         "weight_loads_16_bytes": variant.stream / 16 / lanes,
         "instructions_per_weight": round(len(loop) * lanes / variant.weights, 3) if variant.weights else None,
         "most_instructions": variant.most_instructions,

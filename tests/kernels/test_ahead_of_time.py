@@ -65,6 +65,15 @@ def test_weights_arrive_sixteen_bytes_at_a_time(variants) -> None:
     assert sum(v["weight_loads_16_bytes"] > 0 for v in variants) > 20
 
 
+def test_words_go_straight_to_the_registers_and_are_asked_for_before_the_loop(variants) -> None:
+    """The words of all turns ahead; with sixteen outputs nothing passes through shared memory, and no lane waits."""
+    direct = [v for v in variants if v["name"].startswith("w4a16 direct")]
+    assert len(direct) >= 8
+    for v in direct:
+        assert v["loads_16_bytes_before"] >= v["weight_loads_16_bytes"] > 0, v
+        assert v["shared_steps"] == 0 or not v["name"].startswith("w4a16 direct 16"), v
+
+
 def test_products_use_the_matrix_unit(variants) -> None:
     for v in variants:
         if v["expected"] == "":

@@ -192,6 +192,33 @@ def test_a_rest_on_one_side_alone_is_masked_too(outputs, blocks, assert_inside, 
     assert_inside(x, packed, scale, y)
 
 
+@pytest.mark.parametrize("plan", [module.Direct(16, 2, 2), module.Direct(32, 4, 3)], ids=str)
+@pytest.mark.parametrize("columns", [8 * 37, 128, 640])
+@pytest.mark.parametrize("rows", [1, 9])
+def test_words_that_go_straight_to_registers_are_masked_at_the_ends(rows, columns, plan, assert_inside, generator):
+    """Turns asked for ahead lie behind the last column, and 37 units leave a part of a lane's four."""
+    codes, scale, zero_point = case(19, columns, columns, True, generator)
+    wide = torch.full((rows, columns + 50), math.nan, dtype=torch.bfloat16)
+    x = wide[:, 25 : 25 + columns].copy_(torch.randn((rows, columns), generator=generator))
+    packed, y = pack(codes), torch.zeros((rows, 19), dtype=torch.bfloat16)
+    launch(x, (packed, scale, zero_point), y, columns, plan)
+    assert_close(y, x.double() @ dequantise(codes, scale, zero_point, columns).T)
+    assert_inside(x, packed, scale, zero_point, y)
+
+
+@pytest.mark.parametrize("zeros", [False, True], ids=["symmetric", "zero_point"])
+@pytest.mark.parametrize("bits", [2, 4])
+def test_words_that_go_straight_to_registers_give_the_same(bits, zeros, generator) -> None:
+    codes = torch.randint(0, 2**bits, (40, 768), generator=generator)
+    scale = (torch.rand((40, 6), generator=generator) + 0.01).bfloat16()
+    zero = torch.randint(0, 2**bits, (40, 6), dtype=torch.uint8, generator=generator)
+    zero = zero if zeros else torch.full_like(zero, 2 ** (bits - 1))
+    x = torch.randn((3, 768), generator=generator).bfloat16()
+    plan = module.Direct(16, 4, 2)
+    y = w4a16(x, pack(codes, bits), scale, zero if zeros else None, group_size=128, bits=bits, plan=plan)
+    assert_close(y, x.double() @ dequantise(codes, scale, zero, 128).T)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("columns", "group_size"), [(8 * 37, 8 * 37), (192, 96)])
 def test_unpacking_touches_nothing_outside_and_rounds_once(columns, group_size, dtype, assert_inside, generator):
@@ -210,6 +237,8 @@ def launch(x, weight, y, group_size, plan) -> None:
         module._launch_one_row(x, weight, y, group_size, plan)
     elif isinstance(plan, module.Few):
         module._launch_few(x, weight, y, group_size, 4, plan)
+    elif isinstance(plan, module.Direct):
+        module._launch_direct(x, weight, y, group_size, 4, plan)
     else:
         module._launch_tile(x, weight, y, group_size, 4, plan, 1)
 
@@ -244,6 +273,9 @@ PLANS = [
     module.Few(8, 16, 2, 4, 3),
     module.Few(8, 32, 8, 4, 2, early=True),
     module.Few(16, 16, 1, 1, 1),
+    module.Direct(16, 4, 1),
+    module.Direct(32, 2, 2),
+    module.Direct(16, 2, 4),
     module.Tile(32, 16, 64, 4, 3),
     module.Tile(64, 64, 128, 4, 2),
     module.Dense(16, 64, 4),

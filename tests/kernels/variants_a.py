@@ -11,6 +11,7 @@ from variant import Variant
 
 from reference.kernels import (
     _dense,
+    _direct_rows,
     _few_rows,
     _many_rows,
     _one_row,
@@ -30,7 +31,14 @@ COLUMNS = 4096
 SIZES = dict.fromkeys(("M", "N", "K", "WORDS", "UNITS", "GROUPS", "STRIDE", "BLOCKS"), "i32")
 
 
+#: Of the settings that `benchmarks/cases/w4a16_sweep.py` lets compete; no table names one.
+CANDIDATES = [w4a16.Direct(16, 4, 1), w4a16.Direct(16, 4, 3), w4a16.Direct(32, 4, 1), w4a16.Direct(32, 4, 2)]
+
+
 def of_w4a16() -> Iterator[Variant]:
+    for plan in CANDIDATES:
+        yield of_plan(1, 128, BF16, True, 4, plan)
+    yield of_plan(1, 128, FP16, False, 4, CANDIDATES[1])
     tuned = {(most_rows == 1, plan) for most_rows, _, plan in w4a16.FEW_ROWS}
     tuned |= {(one, plan._replace(early=False)) for one, plan in tuned if isinstance(plan, w4a16.Few)}  # before 9.0
     for one, plan in sorted(tuned, key=str):
@@ -49,6 +57,8 @@ def of_w4a16() -> Iterator[Variant]:
 def of_plan(rows: int, group: int, dtype: torch.dtype, zeros: bool, bits: int, plan: w4a16.Plan) -> Variant:
     if isinstance(plan, w4a16.Few):
         return few_rows(rows, group, dtype, zeros, bits, plan)
+    if isinstance(plan, w4a16.Direct):
+        return direct_rows(group, dtype, zeros, bits, plan)
     if isinstance(plan, w4a16.Dense):
         return dense(group, dtype, zeros, bits, plan)
     types = SIZES | {"packed": "*i32", "scale": "*bf16", "zero_point": "*u8"}
@@ -85,6 +95,22 @@ def few_rows(rows: int, group: int, dtype: torch.dtype, zeros: bool, bits: int, 
         frozenset({"x", "units", "scale", "zero_point", "y", "N", "K", "UNITS", "STRIDE"}), few.warps, few.stages,
         weights=weights, most_instructions=4.0 if few.rows <= 8 else 5.0, stream=weights * bits // 8, matrix=MMA,
         capabilities=(90,) if few.early else (80, 90),
+    )  # fmt: skip
+
+
+def direct_rows(group: int, dtype: torch.dtype, zeros: bool, bits: int, plan: w4a16.Direct) -> Variant:
+    constants: dict[str, Any] = {
+        "BITS": bits, "G": group, "ROWS": w4a16.EIGHT, "OUTPUTS": plan.outputs, "BLOCKS": plan.blocks,
+        "AHEAD": plan.ahead, "EVEN": True,
+    }  # fmt: skip
+    types = SIZES | {"units": "*i32" if bits == 4 else "*i16", "scale": "*bf16", "zero_point": "*u8"}
+    weights = plan.outputs * plan.blocks * w4a16.BLOCK * plan.ahead  # the loop's body is so many turns
+    return Variant(
+        f"w4a16 {describe(plan)} {POINTERS[dtype][1:]} {bits} bits group {group}{'' if zeros else ' symmetric'}",
+        _direct_rows.direct_rows, types | {"x": POINTERS[dtype], "y": POINTERS[dtype]},
+        constants | ({} if zeros else {"zero_point": None}),
+        frozenset({"x", "units", "scale", "zero_point", "y", "N", "K", "UNITS", "STRIDE"}), plan.blocks, 1,
+        weights=weights, most_instructions=3.9, stream=weights * bits // 8, matrix=MMA,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ and an exit code of its own. Of each way to start something one test at least st
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import runpy
@@ -14,16 +15,20 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(
-    [
-        *("reference.cli", "reference.pipeline", "reference.practice.quantization", "reference.practice.pruning"),
-        *("reference.distillation.train", "transformers.models.llama.modeling_llama", "transformers.models.auto"),
-        *("accelerate", "torch.distributed"),
-    ]
-)
+
+@functools.cache
+def _server() -> Any:
+    context = multiprocessing.get_context("forkserver")  # not before a test asks: Windows has none
+    context.set_forkserver_preload(
+        [
+            *("reference.cli", "reference.pipeline", "reference.practice.quantization", "reference.practice.pruning"),
+            *("reference.distillation.train", "transformers.models.llama.modeling_llama", "transformers.models.auto"),
+            *("accelerate", "torch.distributed"),
+        ]
+    )
+    return context
 
 
 class Ended(NamedTuple):
@@ -44,7 +49,7 @@ class Forked:
     def __init__(self, file: Path | None, *arguments: object, **environment: str) -> None:
         self._said = tempfile.TemporaryDirectory()
         self._out, self._err = (Path(self._said.name) / name for name in ("out", "err"))
-        self._process = _SERVER.Process(
+        self._process = _server().Process(
             target=_begin,
             args=(file, [str(a) for a in arguments], dict(os.environ) | environment, os.getcwd(), self._out, self._err),
             daemon=True,

@@ -45,6 +45,16 @@ def build(architecture: str, positions: int = 128) -> PreTrainedModel:
     raise ValueError(f"architecture {architecture!r} is not one of llama, qwen3, opt, bert")
 
 
+def llama(**changes: object) -> LlamaForCausalLM:
+    """The smallest that most tests of a method take: 64 tokens, three blocks of 32 channels; the same weights each time."""
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 64,
+    }  # fmt: skip
+    return LlamaForCausalLM(LlamaConfig(**sizes | changes)).eval()
+
+
 def save(model: PreTrainedModel, folder: Path) -> Path:
     """Model and tokenizer as a folder that ``from_pretrained`` reads."""
     model.save_pretrained(folder)
