@@ -92,6 +92,34 @@ def test_folds_open_by_key(chromium, site):
     assert not chromium.evaluate(answer)
 
 
+def test_a_fold_says_what_lies_in_it(chromium, site):
+    chromium.view(1280)
+    chromium.open(site / "notebooks" / "overview.html")
+    said = "[...new Set([...document.querySelectorAll('.tag_TAG summary')].map((s) => s.innerText.trim()))]"
+    assert chromium.evaluate(said.replace("TAG", "caption")) == ["Show the check of this caption"]
+    assert chromium.evaluate(said.replace("TAG", "solution")) == ["Show the solution in code"]
+
+
+def test_a_table_that_is_a_little_too_wide_fits_a_desk_and_scrolls_on_a_phone(chromium, site):
+    too_wide = "[...document.querySelectorAll('article table')].filter((t) => t.scrollWidth > t.clientWidth + 1).length"
+    smaller = "document.querySelectorAll('article table:is(.dense, .denser)').length"
+    for width, fits in ((1280, True), (390, False)):
+        chromium.view(width)
+        chromium.open(site / "notebooks" / "overview.html")
+        chromium.wait_for("document.readyState === 'complete'")
+        assert (chromium.evaluate(too_wide) == 0) is fits
+        assert (chromium.evaluate(smaller) > 0) is fits
+
+
+def test_a_printed_sentence_is_wrapped_and_columns_are_not(chromium, site):
+    chromium.view(390)
+    chromium.open(site / "notebooks" / "overview.html")
+    sort = """(text) => { const pre = document.querySelector(".cell_output pre"); pre.textContent = text;
+        window.dispatchEvent(new Event("resize")); return pre.classList.contains("wraps"); }"""
+    assert chromium.evaluate(f"({sort})('a sentence, and one more')")
+    assert not chromium.evaluate(f"({sort})('W4A16   3.5\\nW8A8    1.9')")
+
+
 def test_the_phones_side_bar_opens_and_closes_by_key(chromium, site):
     chromium.view(390)
     chromium.open(site / CHAPTER)
