@@ -3,7 +3,6 @@
 All take images of 28 × 28 pixels and one channel, and give logits.
 """
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -62,8 +61,8 @@ class LeNet5(nn.Module):
         self.fc2 = nn.Linear(500, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = _pooled(self.conv1(x))
-        x = _pooled(self.conv2(x))
+        x = functional.max_pool2d(self.conv1(x), 2)
+        x = functional.max_pool2d(self.conv2(x), 2)
         return self.fc2(functional.relu(self.fc1(x.flatten(1))))
 
 
@@ -143,12 +142,3 @@ class SmallResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.stages(functional.relu(self.bn(self.conv(x))))
         return self.fc(x.mean((2, 3)))
-
-
-def _pooled(x: Tensor) -> Tensor:
-    """2 × 2 maxima. Without a gradient nobody asks where they were, and comparing is ten times as fast as pooling."""
-    if torch.is_grad_enabled() and x.requires_grad:
-        return functional.max_pool2d(x, 2)
-    x = x[..., : x.shape[-2] // 2 * 2, : x.shape[-1] // 2 * 2]  # pooling passes over an odd last line, too
-    rows = torch.maximum(x[..., 0::2, :], x[..., 1::2, :])
-    return torch.maximum(rows[..., 0::2], rows[..., 1::2])

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from torch.nn import functional
 
 from reference.data import digits
 from reference.evaluation import accuracy
-from reference.models.vision import LeNet5, LeNet300, SmallResNet, _pooled
+from reference.models.vision import LeNet5, LeNet300, SmallResNet
 from reference.training import fit
 
 
@@ -31,15 +30,6 @@ def test_lenet_5_has_the_papers_sizes() -> None:
 def test_images_become_logits(make: type) -> None:
     torch.manual_seed(0)
     assert make()(torch.rand(3, 1, 28, 28)).shape == (3, 10)
-
-
-@pytest.mark.parametrize("shape", [(2, 3, 24, 24), (1, 2, 7, 5), (2, 24, 24)])
-def test_pooling_is_the_same_with_and_without_a_gradient(shape: tuple[int, ...]) -> None:
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    expected = functional.max_pool2d(x, 2)
-    assert torch.equal(_pooled(x), expected)
-    with torch.no_grad():
-        assert torch.equal(_pooled(x), expected)
 
 
 def test_residual_stages_halve_the_image_and_double_the_channels() -> None:
