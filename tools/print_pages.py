@@ -37,6 +37,7 @@ thead { display: table-header-group; }
 pre, div[class*="highlight"], .cell, .cell_input, .cell_output { break-inside: auto !important; }
 body, .cell_input, div[class*="highlight"] { display: block !important; }
 .short { break-inside: avoid !important; }
+:not(#above-a-class) { box-shadow: none !important; }  /* an id outranks the theme; Chromium would print each shadow as a picture */
 pre, pre *, dt.sig, dt.sig * { white-space: pre-wrap !important; overflow-wrap: anywhere !important; }
 pre { max-height: none !important; font-size: 0.8rem !important; line-height: 1.35 !important; }
 .highlight, div.cell_output, div.cell_output * { max-height: none !important; }
