@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from reference import cli, cli_look, evaluation, pipeline
 from reference.coding import container, deep_compression
+from reference.data import text as texts_by_name
 from reference.models import loading, tutorial
 from reference.practice import pruning, quantization
 
@@ -70,7 +71,10 @@ PRINTED = printed()
 
 
 def test_the_well_known_ones_are_among_them():
-    assert {"quantize tutorial --bits 4 --group-size 128 --output out", "inspect small.dcz"} <= PRINTED.keys()
+    assert {
+        "quantize tutorial --method gptq --bits 4 --group-size 128 --output out",
+        "inspect small.dcz",
+    } <= PRINTED.keys()
     assert {"README.md", "book/how_to_run.md", "--help"} <= set(PRINTED.values())
 
 
@@ -100,5 +104,8 @@ def test_a_printed_command_gets_to_work(line, run, tmp_path, monkeypatch):
         Path(words[where]).symlink_to(tutorial.PATH / "model.safetensors")
     elif words[where] != "tutorial":  # what an earlier command wrote
         Path(words[where]).symlink_to(tutorial.PATH)
+    for word in words:
+        if word.endswith(".txt"):  # a reader's own text
+            Path(word).write_text(texts_by_name.read("documentation"), encoding="utf-8")
     result = run(*words)
     assert (result.code, bool(reached)) == (130, True), result.err
