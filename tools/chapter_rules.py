@@ -206,6 +206,15 @@ def figures(notebook: Notebook) -> Iterator[str]:
             yield f"figure {label!r}: its caption cell asserts nothing about what plotted() returns"
 
 
+def formulas(notebook: Notebook) -> Iterator[str]:
+    r"""A numbered formula breaks its lines with ``\cr``: one with ``\\`` Sphinx wraps so that it may have no number."""
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            for formula in re.findall(r"\$\$(.+?)\$\$", cell["source"], re.DOTALL):
+                if r"\tag" in formula and r"\\" in formula:
+                    yield rf"a numbered formula has a line break \\; write \cr: {formula.strip()[:50]}"
+
+
 def removed(notebook: Notebook) -> Iterator[str]:
     """What a cell on the page uses is defined on the page, open or folded; all cells may `glue`."""
     there: set[str] = set()
@@ -278,7 +287,7 @@ def asserts_plotted(source: str) -> bool:
 
 def breaches(notebook: Notebook, path: Path, url: str) -> list[str]:
     """Everything that is wrong with the chapter at `path` (relative to the repository)."""
-    rules = (own, quizzes, boxes, exercises, remember, removed, figures)
+    rules = (own, quizzes, boxes, exercises, remember, removed, formulas, figures)
     found = [*hygiene(notebook), *opening(notebook, path, url), *order(notebook)]
     found += [text for rule in rules for text in rule(notebook)]
     return [f"{path}: {text}" for text in found]

@@ -103,6 +103,10 @@ BROKEN = {
     ),
     "no symbols": (replace("| in code |", "| where |"), "table of symbols"),
     "no box": (replace("Differs from the paper", "Note"), "no box"),
+    "a numbered formula of two lines": (
+        replace("Differs from the paper", "Differs from the paper\n$$a \\\\ b \\tag{1}$$"),
+        r"line break \\",
+    ),
     "two exercises": (replace("### Exercise 2", "### Something"), "three to five"),
     "an unsolved exercise": (lambda n: n["cells"].remove(cell(n, "assert 2 + 2 == 4")), "exercise 1 has no cell"),
     "a shown solution": (drop_tag("hide-cell"), "hide-cell"),
