@@ -372,10 +372,8 @@ def _check_largest(
     family = family_of(model)
     for index, block in enumerate(blocks(model)):
         for first, *_ in family.sublayers:
-            name, width = (
-                f"{family.blocks}.{index}.{first}",
-                block.get_submodule(first).get_parameter("weight").shape[1],
-            )
+            name = f"{family.blocks}.{index}.{first}"
+            width = block.get_submodule(first).get_parameter("weight").shape[1]
             if name not in largest or tuple(largest[name].shape) != (width,):
                 raise ValueError(f"inputs has no largest magnitudes [{width}] of {name}; give those of this model")
 

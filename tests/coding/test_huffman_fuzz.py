@@ -1,4 +1,4 @@
-"""40,000 corrupted, truncated and hostile streams: a clear error or symbols within bounds, never anything else.
+"""120,000 corrupted, truncated and hostile streams: a clear error or symbols within bounds, never anything else.
 
 Seven of eight get a checksum that fits, so that the parser and the decoder behind it are reached.
 """
@@ -14,7 +14,7 @@ import numpy as np
 
 from reference.coding import huffman
 
-BLOBS = 40_000
+BLOBS = 120_000
 MOST = 5_000
 
 
